@@ -1,0 +1,104 @@
+"The command line, as it is typed."
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnbootreg import Regularized
+
+COMMAND = Path(sys.executable).parent / "attnbootreg"
+
+
+def attnbootreg(*arguments, cwd=None):
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_demo(tmp_path):
+    done = attnbootreg("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["scene.json", "scene.npz", "scene.png"]
+    for word in ("attention", "lfdr", "posterior", "on_object", "on_noise"):
+        assert word in done.stdout
+    with Image.open(tmp_path / "demo" / "scene.png") as image:
+        assert min(image.size) > 500 and len(image.convert("L").getcolors(256)) > 50
+
+
+def test_regularize_goes_on_after_a_bad_picture(tmp_path, picture):
+    (tmp_path / "other").mkdir()
+    picture.save(tmp_path / "a.png")
+    picture.rotate(90).save(tmp_path / "other" / "a.jpg")
+    (tmp_path / "bad.png").write_text("no picture")
+    done = attnbootreg("regularize", "a.png", "bad.png", "other/a.jpg", "--out", "out", "--n-boot", "2", "--seed", "4", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "bad.png" in done.stderr and "1 of 3" in done.stderr and "bad.png" not in done.stdout
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a-2.json", "a-2.npz", "a-2.png", "a.json", "a.npz", "a.png"]
+    card = json.loads((tmp_path / "out" / "a-2.json").read_text())
+    assert card["settings"]["seed"] == 6 and card["settings"]["n_boot"] == 2 and 0 <= card["pi0"] <= 1
+
+
+def test_regularize_equals_the_function(tmp_path, picture):
+    from attnbootreg import load_vit, regularize
+
+    picture.save(tmp_path / "a.png")
+    options = "--model vit_tiny_patch16_224 --no-pretrained --img-size 64x96 --bootstrap pixel --recipe paper --n-boot 3 --alpha 0.1 --lam 0.2 --seed 1 --device cpu"
+    done = attnbootreg("regularize", "a.png", "--out", "out", *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    loaded = Regularized.load(tmp_path / "out" / "a")
+    assert loaded.scores.shape == (4, 6)
+    for name, value in dict(bootstrap="pixel", recipe="paper", n_boot=3, alpha=0.1, lam=0.2, seed=1, model="vit_tiny_patch16_224").items():
+        assert loaded.settings[name] == value
+
+    done = attnbootreg("regularize", "a.png", "--out", "out", "--n-boot", "3", "--seed", "1", "--dtype", "float32", cwd=tmp_path)
+    ours = regularize(tmp_path / "a.png", load_vit(device="cpu"), n_boot=3, seed=1)
+    np.testing.assert_allclose(Regularized.load(tmp_path / "out" / "a").scores, ours.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["--alpha", "1.5"], "alpha"),
+        (["--n-boot", "0"], "n_boot"),
+        (["--model", "vit_tiny_patch16_225"], "did you mean vit_tiny_patch16_224"),
+        (["--recipe", "released!"], "calibrated"),
+        (["--img-size", "large"], "large"),
+        (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
+        (["--device", "tpu9"], "device"),
+    ],
+)
+def test_a_senseless_command_writes_nothing(tmp_path, picture, wrong, says):
+    picture.save(tmp_path / "a.png")
+    done = attnbootreg("regularize", "a.png", "--out", "out", *wrong, cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    done = attnbootreg("regularize", "a.png", "--out", "a.png", "--n-boot", "1", cwd=tmp_path)
+    assert done.returncode == 1 and "choose another folder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_models():
+    done = attnbootreg("models", "*tiny_patch16*")
+    assert done.returncode == 0 and "vit_tiny_patch16_224" in done.stdout.split()
+    assert attnbootreg("models").stdout.split()[0] == "scenes"
+    assert attnbootreg("models", "resnet*").returncode == 1
+
+
+def test_train_scenes_makes_a_model_that_loads(tmp_path):
+    done = attnbootreg("train-scenes", "--steps", "2", "--out", "new/scenes.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["scenes.safetensors"]
+
+
+def test_help_names_every_command():
+    done = attnbootreg("--help")
+    for command in ("demo", "regularize", "models", "train-scenes"):
+        assert command in done.stdout

@@ -1,0 +1,292 @@
+"Bad input: one clear line that names the argument and the remedy, and nothing half-written."
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from attnbootreg import (
+    attention_scores, bootstrap_images, coverage, inject_noise, load_image, load_vit, null_scores, regularize, shrink, significance,
+    square_mask, suppression_factor, upsample,
+)  # fmt: skip
+
+SCORES, NULL = (np.random.default_rng(0).uniform(1, 2, shape) for shape in ((4, 4), (2, 4, 4)))
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- pictures
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("text.png", b"this is no picture", "not a picture"),
+        ("empty.jpg", b"", "not a picture"),
+        ("cut.jpg", lambda jpeg: jpeg[: len(jpeg) // 2], "damaged or cut short"),
+        ("cut.png", None, "damaged or cut short"),
+    ],
+)
+def test_damaged_files(tmp_path, vit, picture, name, content, says):
+    kind = "PNG" if content is None else "JPEG"
+    picture.save(tmp_path / "whole", kind)
+    whole = (tmp_path / "whole").read_bytes()
+    content = whole[: len(whole) // 2] if content is None else content(whole) if callable(content) else content
+    with pytest.raises(ValueError, match=says) as error:
+        load_image(write(tmp_path / name, content), vit)
+    assert name in one_line(error)
+
+
+def test_missing_file_and_directory(tmp_path, vit):
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        load_image(tmp_path / "nowhere.png", vit)
+    with pytest.raises(ValueError, match="is a directory"):
+        load_image(tmp_path, vit)
+
+
+def test_one_pixel(tmp_path, vit):
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    with pytest.raises(ValueError, match="1 x 1 px"):
+        load_image(tmp_path / "dot.png", vit)
+
+
+def test_decompression_bomb(tmp_path, vit, picture, monkeypatch):
+    picture.save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # the limit stays on; only a smaller file is needed to reach it
+    with pytest.raises(ValueError, match="bomb.png.*safety limit"):
+        load_image(tmp_path / "bomb.png", vit)
+
+
+@pytest.mark.parametrize(
+    "pixels, says",
+    [
+        (np.full((8, 8, 3), np.nan), "NaN"),
+        (np.full((8, 8, 3), np.inf), "NaN or infinite"),
+        (np.full((8, 8, 3), 255.0), r"in \[0, 1\]"),
+        (np.zeros((8, 8, 2)), "shape"),
+        (np.zeros((2, 8, 8, 3)), "shape"),
+        (np.zeros((0, 8, 3)), "shape"),
+        (np.zeros((8, 8, 3), np.int64), "int64"),
+        (np.zeros((8, 8), complex), "complex"),
+        (torch.zeros(8, 8, 3, 3), "shape"),
+        ({"a": 1}, "dict"),
+        (None, "NoneType"),
+    ],
+)
+def test_arrays_that_are_no_pictures(vit, pixels, says):
+    with pytest.raises((ValueError, TypeError), match=f"image: .*{says}") as error:
+        load_image(pixels, vit)
+    one_line(error)
+
+
+def test_one_constant_colour(tmp_path, vit):
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
+    with pytest.raises(ValueError, match="grey.png.*one colour.*zero variance"):
+        regularize(tmp_path / "grey.png", vit)
+
+
+def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
+    picture.save(tmp_path / "secret.png")
+    refuse = lambda *args, **kwargs: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret.png")))
+    monkeypatch.setattr(Image, "open", refuse)  # root may read everything, so a refusal has to be made
+    with pytest.raises(PermissionError, match="secret.png"):
+        load_image(tmp_path / "secret.png", vit)
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(n_boot=0), "n_boot: .*at least 1"),
+        (dict(n_boot=-3), "n_boot"),
+        (dict(n_boot=2.0), "n_boot.*whole number"),
+        (dict(n_boot=True), "n_boot"),
+        (dict(alpha=1.5), r"alpha: .*\[0, 1\]"),
+        (dict(alpha=float("nan")), "alpha"),
+        (dict(alpha="0.3"), "alpha"),
+        (dict(lam=-0.1), "lam"),
+        (dict(level=2), "level"),
+        (dict(bootstrap="norml"), "bootstrap: .*did you mean 'normal'"),
+        (dict(recipe="relased"), "recipe: .*did you mean 'released'"),
+        (dict(seed=1.5), "seed"),
+        (dict(width=-1), "width"),
+        (dict(layer=99), "layer"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(bootstrap=lambda x, generator: None), "must return a tensor"),
+    ],
+)
+def test_arguments_of_regularize(vit, scene, wrong, says):
+    with pytest.raises(ValueError, match=says) as error:
+        regularize(scene, vit, **wrong)
+    one_line(error)
+
+
+def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
+    from attnbootreg import arb
+
+    monkeypatch.setattr(arb, "attention_scores", lambda *args: pytest.fail("work was done"))
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        regularize([scene, "nowhere.png"], vit)
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda vit: load_vit("vit_smal_patch16_224"), "model: .*did you mean vit_small_patch16_224"),
+        (lambda vit: load_vit("vit_tiny_patch16_224", img_size=100, pretrained=False), "img_size: .*use 96 or 112"),
+        (lambda vit: load_vit("vit_tiny_patch16_224", img_size=10, pretrained=False), "use 16"),
+        (lambda vit: load_vit(img_size=-8), "img_size"),
+        (lambda vit: load_vit(img_size=(8, 8, 8)), "img_size"),
+        (lambda vit: load_vit(device="tpu9"), "device"),
+        (lambda vit: load_vit(dtype="float16"), "dtype"),
+        (lambda vit: load_vit(torch.nn.Linear(2, 2)), "not a timm VisionTransformer"),
+        (lambda vit: load_vit("resnet18", pretrained=False), "not a timm VisionTransformer"),
+        (lambda vit: load_vit(7), "model"),
+        (lambda vit: attention_scores(torch.zeros(3, 64, 64), vit), "x: expected"),
+        (lambda vit: attention_scores(torch.zeros(3, 128, 128), vit, heads="some"), "heads"),
+        (lambda vit: bootstrap_images(torch.rand(2, 3, 8, 8), 1), "expected one image"),
+        (lambda vit: bootstrap_images(torch.rand(3, 8, 8), 1, "patch"), "patch_size"),
+        (lambda vit: bootstrap_images(torch.full((3, 8, 8), torch.nan), 1), "NaN"),
+        (lambda vit: null_scores(torch.rand(3, 128, 128), vit, n_boot=0), "n_boot"),
+        (lambda vit: significance(-np.ones((4, 4)), np.ones((1, 4, 4))), "scale='linear'"),
+        (lambda vit: significance(np.ones((4, 4)), np.ones((1, 4, 4))), "zero variance"),
+        (lambda vit: significance(np.ones((4, 4)), np.ones((4, 4))), "null: expected shape"),
+        (lambda vit: significance(np.full((4, 4), np.nan), np.ones((1, 4, 4))), "NaN"),
+        (lambda vit: significance(np.ones((0, 4)), np.ones((1, 0, 4))), "empty"),
+        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "best"), "method"),
+        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", 7), "threshold"),
+        (lambda vit: significance(SCORES, NULL, scale="cubic"), "scale"),
+        (lambda vit: coverage(np.ones((10, 10)), (3, 3)), "grid"),
+        (lambda vit: square_mask((10, 10), 11), "side"),
+        (lambda vit: inject_noise(torch.rand(3, 8, 8), np.ones((4, 4), bool)), "mask"),
+        (lambda vit: suppression_factor([0.0, 0.0], [0.0, 0.0]), "before"),
+        (lambda vit: upsample(torch.zeros(2, 2), (4, 4), "cubic"), "mode"),
+    ],
+)  # fmt: skip
+def test_arguments_of_everything_else(vit, call, says):
+    with pytest.raises((ValueError, TypeError), match=says) as error:
+        call(vit)
+    one_line(error)
+
+
+def test_no_weights_without_a_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="model: .*checkpoint.*pretrained=False") as error:
+        load_vit("vit_tiny_patch16_224.augreg_in21k")
+    one_line(error)
+
+
+# ---- checkpoints
+
+
+class Trap:
+    "Pickled, this makes a file when it is loaded carelessly."
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("wrap", [lambda trap: trap, lambda trap: {"state_dict": {"cls_token": trap}}])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, wrap):
+    sprung = tmp_path / "sprung"
+    for name, save in {"plain.pkl": lambda value, file: pickle.dump(value, file, protocol=2), "torch.pth": torch.save}.items():
+        with open(tmp_path / name, "wb") as file:
+            save(wrap(Trap(sprung)), file)
+        with pytest.raises(ValueError, match=f"checkpoint: .*{name}.*more than tensors"):
+            load_vit(checkpoint=tmp_path / name)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"weights": torch.zeros(2), "note": "hello"}, [torch.zeros(2)]])
+def test_a_file_that_is_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="checkpoint: .*not a plain state dict"):
+        load_vit(checkpoint=tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("name", ["broken.safetensors", "broken.pth"])
+def test_damaged_checkpoint(tmp_path, name):
+    with pytest.raises(ValueError, match=f"checkpoint: .*{name}"):
+        load_vit(checkpoint=write(tmp_path / name, b"not weights"))
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
+        load_vit(checkpoint=tmp_path / "nowhere.pth")
+
+
+def test_checkpoint_of_another_architecture_names_the_keys(tmp_path, vit):
+    state = vit.model.state_dict()
+    del state["blocks.5.mlp.fc2.bias"]
+    state["blocks.6.norm1.weight"] = torch.zeros(128)
+    state["blocks.0.norm1.weight"] = torch.zeros(64)
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError) as error:
+        load_vit(checkpoint=tmp_path / "other.safetensors")
+    for part in ("1 missing: blocks.5.mlp.fc2.bias", "1 unexpected: blocks.6.norm1.weight", "blocks.0.norm1.weight (64,) instead of (128,)"):
+        assert part in one_line(error)
+
+
+# ---- writing
+
+
+@pytest.fixture
+def result(vit, scene):
+    return regularize(scene, vit, n_boot=1, seed=0)
+
+
+def test_nothing_is_left_when_the_disk_is_full(tmp_path, result, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="could not be written.*free space"):
+        result.save(tmp_path / "scene")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_result_survives_a_full_disk(tmp_path, result):
+    result.save(tmp_path / "scene")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code = (  # a process that may write no file of more than 20,000 bytes
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from attnbootreg import Regularized\n"
+        "res = Regularized.load(sys.argv[1])\n"
+        "try: res.save(sys.argv[1])\n"
+        "except OSError as error: print('stopped:', error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code, tmp_path / "scene"], capture_output=True, text=True)
+    assert "stopped:" in out.stdout and "could not be written" in out.stdout, out.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_is_a_file(tmp_path, result):
+    (tmp_path / "taken").touch()
+    with pytest.raises(OSError, match="could not be written.*choose another folder"):
+        result.save(tmp_path / "taken" / "scene")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_no_permission(tmp_path, result):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="could not be written"):
+        result.save(tmp_path / "scene")

@@ -1,0 +1,93 @@
+"The repository itself: notebooks and modules agree, pages have titles, public names are documented."
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnbootreg
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts and "_proc" not in path.parts)
+PUBLIC = [getattr(attnbootreg, name) for name in attnbootreg.__all__]
+
+
+def cells(path, kind):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def test_modules_are_the_exported_notebooks(tmp_path):
+    from nbdev.export import nb_export
+
+    package = tmp_path / "attnbootreg"
+    package.mkdir()
+    for path in NOTEBOOKS:
+        nb_export(path, lib_path=package)
+    exported = {path.name: path.read_text() for path in package.glob("*.py")}
+    ours = {path.name: path.read_text() for path in (ROOT / "attnbootreg").glob("*.py") if not path.name.startswith("_")}
+    assert sorted(exported) == sorted(ours)
+    for name in ours:  # the comment above each cell names the notebook relative to the module, which moves with tmp_path
+        strip = lambda text: re.sub(r"^# %% .*$", "# %%", text, flags=re.M)
+        assert strip(exported[name]).splitlines()[3:] == strip(ours[name]).splitlines()[3:], f"run nbdev_export: {name} differs from its notebook"
+
+
+def test_readme_is_made_from_the_index(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "markdown", "--output-dir", tmp_path, "--output", "README",
+         "--NbConvertApp.output_files_dir=nbs/images", ROOT / "nbs" / "index.ipynb"], check=True, capture_output=True,
+    )  # fmt: skip
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "run make readme"
+    pictures = re.findall(r"!\[.*?\]\((nbs/images/.*?)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    for name in pictures:
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes(), "run make readme"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_a_page(path):
+    first = "".join(cells(path, "markdown")[0]["source"])
+    assert re.match(r"# .+\n\n> .+", first), "a page begins with a title and a one-line description"
+    outputs = [output for cell in cells(path, "code") for output in cell["outputs"]]
+    assert outputs, "a page stores its outputs"
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    text = "".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (path.parent / target).exists(), target
+
+
+def test_site_lists_every_notebook():
+    site = (ROOT / "_quarto.yml").read_text()
+    for path in NOTEBOOKS:
+        assert str(path.relative_to(ROOT / "nbs")) in site
+    assert (ROOT / "nbs" / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
+
+
+@pytest.mark.parametrize("item", PUBLIC, ids=lambda item: item.__name__)
+def test_public_name_is_documented(item):
+    assert inspect.getdoc(item) and not inspect.getdoc(item).startswith(f"{item.__name__}(")
+    if inspect.isfunction(item):
+        signature = inspect.signature(item)
+        assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values())
+        assert signature.return_annotation is not signature.empty
+
+
+def test_public_parameters_say_what_they_are():
+    "Each parameter of a public function stands on a line of its own, with a comment that gives shape, unit or choices."
+    for item in filter(inspect.isfunction, PUBLIC):
+        source = inspect.getsource(inspect.unwrap(item))
+        for name in inspect.signature(item).parameters:
+            if name != "vit":
+                assert re.search(rf"^    {name}\b[^#\n]*#.+$", source, re.M), f"{item.__name__}: {name}"
+
+
+def test_embedded_models_are_small():
+    for path in (ROOT / "attnbootreg" / "weights").glob("*.safetensors"):
+        assert path.stat().st_size <= 6e6

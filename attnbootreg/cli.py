@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['app', 'Recipe', 'Method', 'Dtype', 'regularize', 'demo', 'models', 'train_scenes']
 
-# %% ../nbs/14_cli.ipynb #c28ce813
+# %% ../nbs/14_cli.ipynb #10568112
 import sys
-from collections import Counter
 from enum import Enum
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
 from tqdm import tqdm
 
-# %% ../nbs/14_cli.ipynb #abd6f1ae
+# %% ../nbs/14_cli.ipynb #c7828808
 app = typer.Typer(help="Attention maps of vision transformers without the noise.", no_args_is_help=True, add_completion=False)
 
 Recipe = Enum("Recipe", {name: name for name in ("calibrated", "paper", "released")}, type=str)
@@ -35,7 +35,7 @@ def _img_size(text: Optional[str]) -> int | tuple[int, int] | None:
         return None
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise typer.BadParameter(f"{text!r} is not a number of pixels or HEIGHTxWIDTH")
+        raise ValueError(f"img-size: {text!r} is not a number of pixels or HEIGHTxWIDTH")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
@@ -44,7 +44,7 @@ def _table(summary: object) -> str:
     percent = "{:.1%}".format
     return summary.to_string(formatters={"patches_kept": percent, "attention_kept": percent})
 
-# %% ../nbs/14_cli.ipynb #384e7263
+# %% ../nbs/14_cli.ipynb #7fac80e9
 @app.command()
 def regularize(
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
@@ -71,23 +71,27 @@ def regularize(
         seed = fresh_seed(seed)
         if n_boot is not None:
             check_count(n_boot, "n_boot")
-        check_share(alpha, "alpha"), check_share(lam, "lam")
+        check_share(alpha, "alpha")
+        check_share(lam, "lam")
+        names = _names(images)
+        for image, name in zip(images, names):
+            arb.check_not_source(out / f"{name}.png", image)
         vit = loading.load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
     except (ValueError, TypeError, OSError) as error:
         _stop(error, 2)
     failed = 0
-    for i, (image, name) in enumerate(zip(images, tqdm(_names(images), desc="regularize", unit="image", disable=None))):
+    for i, (name, image) in enumerate(zip(tqdm(names, desc="regularize", unit="image", disable=None), images)):
         try:
             result = arb.regularize(image, vit, n_boot, bootstrap.value, recipe.value, alpha, lam, seed + i)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
             tqdm.write(f"attnbootreg: {error}", file=sys.stderr)
             failed += 1
             continue
         try:
-            result.save(out / name)
+            *_, picture = result.save(out / f"{name}.png")
         except OSError as error:
             _stop(error, 1)
-        tqdm.write(f"{image}: {result.maps['p'].astype(bool).sum()} of {result.scores.size} patches at p <= {alpha:g}, pi0 {result.pi0:.2f} -> {out / name}.png", file=sys.stdout)
+        tqdm.write(f"{image}: {result.maps['p'].astype(bool).sum()} of {result.scores.size} patches at p <= {alpha:g}, pi0 {result.pi0:.2f} -> {picture}", file=sys.stdout)
     if failed:
         typer.echo(f"attnbootreg: {failed} of {len(images)} pictures could not be done, see above", err=True)
         raise typer.Exit(1)
@@ -95,13 +99,14 @@ def regularize(
 
 def _names(images: list[Path]) -> list[str]:
     "A name for the results of each picture: its own, with a number where two pictures share one."
-    seen, names = Counter(), []
+    names, taken = [], set()  # upper and lower case are the same name to some disks
     for image in images:
-        seen[image.stem] += 1
-        names.append(image.stem if seen[image.stem] == 1 else f"{image.stem}-{seen[image.stem]}")
+        free = (name for name in chain([image.stem], (f"{image.stem}-{i}" for i in count(2))) if name.casefold() not in taken)
+        names.append(next(free))
+        taken.add(names[-1].casefold())
     return names
 
-# %% ../nbs/14_cli.ipynb #bc698489
+# %% ../nbs/14_cli.ipynb #c9571616
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
@@ -151,12 +156,12 @@ def train_scenes(
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
 ) -> None:
     "Train the embedded model of scenes from nothing."
+    from attnbootreg import training
     from attnbootreg.loading import load_vit
-    from attnbootreg.training import evaluate_scenes, train_scenes
 
     try:
-        train_scenes(out, steps=steps, seed=seed)
-        report = evaluate_scenes(load_vit("scenes", checkpoint=out))
+        training.train_scenes(out, steps, seed)
+        report = training.evaluate_scenes(load_vit(str(out)))
     except (ValueError, OSError) as error:
         _stop(error, 2)
     typer.echo(f"wrote {out}\n" + "\n".join(f"{name}: {value:.3f}" for name, value in report.items()))

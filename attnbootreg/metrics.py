@@ -6,19 +6,23 @@
 __all__ = ['roi_percentile', 'roi_nonzero', 'sensitivity', 'specificity', 'suppression_factor', 'srmsd', 'auroc',
            'attention_share']
 
-# %% ../nbs/08_metrics.ipynb #5e94b7df
+# %% ../nbs/08_metrics.ipynb #819134d2
 import numpy as np
 
-# %% ../nbs/08_metrics.ipynb #6ea4972a
+from .statistics import as_array
+
+# %% ../nbs/08_metrics.ipynb #4004424c
 def _same_shape(coverage: np.ndarray, **maps: np.ndarray) -> tuple[np.ndarray, ...]:
-    "The coverage and the maps as flat float64 arrays; shapes must agree, and the region must not be empty."
-    coverage = np.asarray(coverage, np.float64)
+    "The coverage and the maps as flat float64 arrays; shapes must agree, values be finite, and the region hold something."
+    coverage = as_array(coverage, "coverage").astype(np.float64)
+    if coverage.min() < 0 or coverage.max() > 1:
+        raise ValueError("coverage: must hold fractions in [0, 1]; simulation.coverage makes them from a mask")
     for name, map in maps.items():
         if np.shape(map) != coverage.shape:
             raise ValueError(f"{name}: shape {np.shape(map)} is not that of the coverage, {coverage.shape}")
     if not 0 < coverage.sum() < coverage.size:
         raise ValueError("coverage: the region must hold some of the image, but not all of it")
-    return coverage.ravel(), *(np.asarray(map, np.float64).ravel() for map in maps.values())
+    return coverage.ravel(), *(as_array(map, name).astype(np.float64).ravel() for name, map in maps.items())
 
 
 def roi_percentile(
@@ -62,13 +66,13 @@ def specificity(
     inside, map, scores = _same_shape(coverage, map=map, scores=scores)
     return float(((1 - inside) * map).sum() / ((1 - inside) * scores).sum())
 
-# %% ../nbs/08_metrics.ipynb #4daba861
+# %% ../nbs/08_metrics.ipynb #07f869ab
 def suppression_factor(
     before: np.ndarray,  # ROI percentiles of N images before, (N,)
     after: np.ndarray,  # and after, (N,)
 ) -> tuple[float, float]:  # D and its standard error
     "D = sum(after) / sum(before), with the error by propagation; section 4.2 of arXiv:2604.01339."
-    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    before, after = as_array(before, "before").astype(np.float64), as_array(after, "after").astype(np.float64)
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
         raise ValueError(f"before, after: need the same number of images, at least 2; got {before.shape} and {after.shape}")
     total_before, total_after = before.sum(), after.sum()
@@ -78,16 +82,18 @@ def suppression_factor(
     error = np.sqrt(var_after / total_before**2 + total_after**2 * var_before / total_before**4)
     return float(total_after / total_before), float(error)
 
-# %% ../nbs/08_metrics.ipynb #04980477
+# %% ../nbs/08_metrics.ipynb #e4415bae
 def srmsd(
     p: np.ndarray,  # p-values, any shape
 ) -> float:  # -0.58 to 0.58; 0 is uniform
     "Signed root mean square deviation of p-values from the uniform (i - 1/2) / n, negative where their median is above 1/2."
-    p = np.sort(p, axis=None)
+    p = np.sort(as_array(p, "p"), axis=None).astype(np.float64)
+    if p[0] < 0 or p[-1] > 1:
+        raise ValueError(f"p: p-values must lie in [0, 1], these go from {p[0]:.3g} to {p[-1]:.3g}")
     rmsd = np.sqrt(np.mean((p - (np.arange(len(p)) + 0.5) / len(p)) ** 2))
     return float(-rmsd if np.median(p) > 0.5 else rmsd)
 
-# %% ../nbs/08_metrics.ipynb #d35de663
+# %% ../nbs/08_metrics.ipynb #fbe79077
 def auroc(
     map: np.ndarray,  # scores, (h, w)
     coverage: np.ndarray,  # fraction of each patch inside the object, (h, w)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAP_TITLES', 'Picture', 'plot_images', 'plot_map', 'plot_maps', 'plot_curves', 'plot_histogram', 'plot_regularized']
 
-# %% ../nbs/05_plots.ipynb #59efdd29
+# %% ../nbs/05_plots.ipynb #98a6861a
 import io
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-# %% ../nbs/05_plots.ipynb #80dc628c
+# %% ../nbs/05_plots.ipynb #1edd5954
 class Picture(Figure):
     "A matplotlib figure that a notebook shows once."
 
@@ -40,7 +40,7 @@ def _grid(n: int, columns: int, size: float = 2.2) -> tuple[Picture, list[Axes]]
         ax.set_axis_off()
     return picture, axes[:n]
 
-# %% ../nbs/05_plots.ipynb #94cdc237
+# %% ../nbs/05_plots.ipynb #78f2493c
 def plot_images(
     images: Sequence[np.ndarray],  # each (H, W, 3) or (H, W)
     titles: Sequence[str] = (),  # a title each
@@ -88,7 +88,7 @@ def plot_maps(
     _colour_bar(picture, axes, top)
     return picture
 
-# %% ../nbs/05_plots.ipynb #59c1241e
+# %% ../nbs/05_plots.ipynb #7fd626e5
 def plot_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],  # label, and the points' x and y
     xlabel: str,
@@ -125,8 +125,8 @@ def plot_histogram(
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(frameon=False, fontsize="x-small")
 
-# %% ../nbs/05_plots.ipynb #25081212
-MAP_TITLES = {"z": "z ≥ 0", "p": "p ≤ {alpha:g}", "q": "q ≤ {level:g}", "lfdr": "lfdr ≤ {lam:g}", "pi0": "π₀ = {pi0:.2f}", "posterior": "posterior"}
+# %% ../nbs/05_plots.ipynb #91b6df4a
+MAP_TITLES = {"z": "z ≥ {z_min:g}", "p": "p ≤ {alpha:g}", "q": "q ≤ {level:g}", "lfdr": "lfdr ≤ {lam:g}", "pi0": "π₀ = {pi0:.2f}", "posterior": "posterior"}
 
 
 def plot_regularized(
@@ -137,7 +137,7 @@ def plot_regularized(
     z0: np.ndarray,  # (B, h, w)
     p: np.ndarray,  # (h, w)
     lfdr: np.ndarray,  # (h, w)
-    thresholds: Mapping[str, float],  # alpha, level, lam and pi0
+    thresholds: Mapping[str, float],  # alpha, level, lam, z_min and pi0
     title: str = "",
 ) -> Picture:
     "Image, attention, maps on one colour scale, and histograms of z, p and lfdr."
@@ -155,8 +155,8 @@ def plot_regularized(
         ax.set_xlabel(f"{np.mean(np.asarray(map) > 0):.0%} of patches, {kept:.0%} of attention", fontsize="x-small")
     _colour_bar(upper, axes, top)
     left, middle, right = lower.subplots(1, 3)
-    plot_histogram(left, {"null images": z0, "image": z}, "z", marks={"z = 0": 0})
+    plot_histogram(left, {"null images": z0, "image": z}, "z", marks={f"z = {thresholds['z_min']:g}": thresholds["z_min"]})
     plot_histogram(middle, {"image": p}, "p", (0, 1), 20, {f"p = {thresholds['alpha']:g}": thresholds["alpha"]})
     plot_histogram(right, {"image": lfdr}, "lfdr", (0, 1), 20, {f"lfdr = {thresholds['lam']:g}": thresholds["lam"]})
-    picture.suptitle(title, fontsize="medium")
+    picture.suptitle(title, fontsize="medium", parse_math=False)
     return picture

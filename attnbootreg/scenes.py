@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'HUES', 'CLASSES', 'AREA', 'NUMBERS', 'CLOUDS', 'BLOBS', 'Scenes', 'make_scenes']
 
-# %% ../nbs/09_scenes.ipynb #5a8c233a
+# %% ../nbs/09_scenes.ipynb #5cf4b07f
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/09_scenes.ipynb #aed05e10
+from .bootstrap import check_count, fresh_seed
+from .shrinkage import check_share
+
+# %% ../nbs/09_scenes.ipynb #70099240
 def _ring(x: Tensor, y: Tensor) -> Tensor:
     return (torch.hypot(x, y) - 0.75).abs() - 0.25
 
@@ -36,7 +39,7 @@ HUES = ("red", "green", "blue")
 CLASSES = tuple(f"{hue} {shape}" for shape in SHAPES for hue in HUES)
 AREA = (0.03, 0.12)  # the object's share of the picture
 
-# %% ../nbs/09_scenes.ipynb #7900da29
+# %% ../nbs/09_scenes.ipynb #d8586b7a
 NUMBERS = (  # uniform in [0, 1), one of each per scene
     "label light tint_hue tint area x y turn bend_x bend_y stripe_turn stripe_pitch stripe_phase stripe_depth hue saturation value noise noise_side noise_x noise_y"
 ).split()
@@ -108,12 +111,12 @@ def _object(draws: _Draws, labels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor
     hue = ((labels % len(HUES)).view(-1, 1, 1) / len(HUES) + 0.12 * (u["hue"] - 0.5)) % 1
     return _colour(hue, 0.45 + 0.4 * u["saturation"], value.clamp(0, 1)), distance * scale
 
-# %% ../nbs/09_scenes.ipynb #2c8e079e
+# %% ../nbs/09_scenes.ipynb #c829623e
 def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) -> Tensor:
     "Put noise with the moments of the picture into the background of scene i, both (3, S, S); gives its mask, (S, S)."
     number = lambda name: float(draws.u[name][i])
     size = picture.shape[-1]
-    side = round(size * (0.12 + 0.88 * number("noise_side")))
+    side = round(size * (0.12 + 0.28 * number("noise_side")))
     top, left = (int(number(name) * (size - side + 1)) for name in ("noise_y", "noise_x"))
     square = (slice(top, top + side), slice(left, left + side))
     mean, std = picture.mean((1, 2), keepdim=True), picture.std((1, 2), keepdim=True, correction=0)
@@ -123,7 +126,7 @@ def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) ->
     noise[square] = True
     return noise
 
-# %% ../nbs/09_scenes.ipynb #8db4f253
+# %% ../nbs/09_scenes.ipynb #8651c6be
 class Scenes(NamedTuple):
     "Pictures with their truth."
 
@@ -142,14 +145,16 @@ def make_scenes(
     start: int = 0,  # the number of the first; scenes 5 to 7 are the same however they are asked for
 ) -> Scenes:
     "Pictures of one coloured object each, with exact masks. Raises `ValueError` for a class that does not exist, or no scenes."
-    if n < 1 or size < 8:
-        raise ValueError(f"n, size: need at least 1 scene of 8 px, got {n} of {size} px")
+    check_count(n, "n")
+    check_count(size, "size")
+    check_share(noise, "noise")
+    seed = fresh_seed(seed)
     if isinstance(label, str):
         if label not in CLASSES:
             raise ValueError(f"label: there is no class {label!r}; choose from {', '.join(CLASSES)}")
         label = CLASSES.index(label)
-    if label is not None and not 0 <= label < len(CLASSES):
-        raise ValueError(f"label: must be 0 to {len(CLASSES) - 1}, got {label}")
+    if label is not None and label not in range(len(CLASSES)):
+        raise ValueError(f"label: must be a whole number from 0 to {len(CLASSES) - 1}, got {label!r}")
     draws = _draw(n, seed, start)
     labels = (draws.u["label"].flatten() * len(CLASSES)).long() if label is None else torch.full((n,), label)
     axis = (torch.arange(size) + 0.5) / size * 2 - 1

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['square_mask', 'inject_noise', 'coverage']
 
-# %% ../nbs/07_simulation.ipynb #5430adf6
+# %% ../nbs/07_simulation.ipynb #253faf9b
 import numpy as np
 import torch
 from torch import Tensor
 
-from .bootstrap import fresh_seed
+from .bootstrap import check_count, fresh_seed, generator_of
 
-# %% ../nbs/07_simulation.ipynb #fb2074ee
+# %% ../nbs/07_simulation.ipynb #58eff6c9
 def square_mask(
     size: tuple[int, int],  # height and width of the image, pixels
     side: int | None = None,  # of the square, pixels; default: 100/488 of the image's shorter side
@@ -22,7 +22,8 @@ def square_mask(
     "A square at a random place. Raises `ValueError` if there is no place for it."
     H, W = size
     side = round(min(H, W) * 100 / 488) if side is None else side
-    if not 1 <= side <= min(H, W):
+    check_count(side, "side")
+    if side > min(H, W):
         raise ValueError(f"side: a square of {side} px does not fit into {H} x {W} px; use 1 to {min(H, W)}")
     forbidden = np.zeros((H, W), bool) if avoid is None else np.asarray(avoid, bool)
     if forbidden.shape != (H, W):
@@ -37,7 +38,7 @@ def square_mask(
     mask[top : top + side, left : left + side] = True
     return mask
 
-# %% ../nbs/07_simulation.ipynb #d4a855d0
+# %% ../nbs/07_simulation.ipynb #acb98e6f
 def inject_noise(
     x: Tensor,  # the image, (3, H, W)
     mask: np.ndarray | Tensor,  # (H, W) bool: pixels to replace
@@ -45,21 +46,25 @@ def inject_noise(
 ) -> Tensor:  # a new image, (3, H, W)
     "The image with noise of its own channel moments in the mask. Raises `ValueError` if their shapes differ."
     mask = torch.as_tensor(mask, dtype=torch.bool, device=x.device)
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected an image of floats, got {x.dtype}; divide bytes by 255")
     if x.ndim != 3 or x.shape[1:] != mask.shape:
         raise ValueError(f"mask: shape {tuple(mask.shape)} is not that of the image {tuple(x.shape)} without its channels")
     mean, std = x.mean((1, 2))[:, None], x.std((1, 2), correction=0)[:, None]
-    generator = torch.Generator(x.device).manual_seed(fresh_seed(seed))
+    grain = torch.randn(x.shape[0], int(mask.sum()), generator=generator_of(fresh_seed(seed), 0, x.device), device=x.device)
     noisy = x.clone()
-    noisy[:, mask] = mean + std * torch.randn(x.shape[0], int(mask.sum()), generator=generator, device=x.device)
+    noisy[:, mask] = (mean + std * grain).to(x.dtype)
     return noisy
 
-# %% ../nbs/07_simulation.ipynb #43655052
+# %% ../nbs/07_simulation.ipynb #82eb608f
 def coverage(
     mask: np.ndarray | Tensor,  # (H, W) bool, or a batch (N, H, W)
     grid: tuple[int, int],  # patches down and across, (h, w); must divide H and W
 ) -> np.ndarray:  # (h, w) or (N, h, w), fractions in [0, 1]
-    "The fraction of each patch that the mask covers. Raises `ValueError` if the grid does not divide the mask."
-    mask = np.asarray(mask)
+    "The fraction of each patch that the mask covers. Raises `ValueError` if the grid does not divide the mask, or it is no mask."
+    mask = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+    if mask.ndim not in (2, 3) or mask.min() < 0 or mask.max() > 1:
+        raise ValueError(f"mask: expected (H, W) or (N, H, W) of True and False, got {mask.shape} from {mask.min()} to {mask.max()}")
     (*batch, H, W), (h, w) = mask.shape, grid
     if H % h or W % w:
         raise ValueError(f"grid: {h} x {w} patches do not divide {H} x {W} pixels")

@@ -6,7 +6,7 @@
 __all__ = ['ARCHITECTURE', 'MEAN', 'STD', 'Batch', 'Student', 'token_labelling_loss', 'train', 'scene_batch', 'train_scenes',
            'evaluate_scenes']
 
-# %% ../nbs/10_training.ipynb #94e35e4e
+# %% ../nbs/10_training.ipynb #b764442d
 import math
 import os
 from collections.abc import Callable
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .attention import attention_scores
+from .bootstrap import check_count, fresh_seed
 from .loading import ViT, embedded_card, save_embedded
 from .metrics import attention_share, auroc
 from .scenes import CLASSES, HUES, make_scenes
 from .simulation import coverage
 
-# %% ../nbs/10_training.ipynb #a675ee73
+# %% ../nbs/10_training.ipynb #c0c3d683
 class Batch(NamedTuple):
     "Pictures with their truth."
 
@@ -69,7 +70,7 @@ def token_labelling_loss(
     weighted = cover * on_object + background * (1 - cover) * log_p[..., -1]
     return F.cross_entropy(logits.float(), batch.labels) - weighted.sum() / (cover + background * (1 - cover)).sum()
 
-# %% ../nbs/10_training.ipynb #8add4e71
+# %% ../nbs/10_training.ipynb #21a0be4b
 def _learning_rate(progress: float, rise: float = 0.15) -> float:
     "Share of the highest learning rate at a share of all steps: up in a line, down in a cosine."
     return progress / rise if progress < rise else 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
@@ -81,7 +82,7 @@ def _optimizers(student: Student) -> dict[torch.optim.Optimizer, float]:
     chosen = {id(p) for p in matrices}
     rest = [p for p in student.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(matrices, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    return {muon: 3e-3, torch.optim.AdamW(rest, weight_decay=0.05): 1e-3}
+    return {muon: 4e-3, torch.optim.AdamW(rest, weight_decay=0.05): 1e-3}
 
 
 def _patches_to_keep(shape: tuple[int, int], share: float, seed: int, step: int) -> Tensor:
@@ -105,7 +106,7 @@ def train(
     first, losses = 0, []
     if state.exists():
         saved = torch.load(state, weights_only=True)
-        if saved["begun"] != begun:
+        if saved["begun"] != begun or saved["student"].keys() != student.state_dict().keys():
             raise ValueError(f"state: {str(state)!r} was begun with {saved['begun']}, not {begun}; use the same or remove the file")
         student.load_state_dict(saved["student"])
         for optimizer, value in zip(optimizers, saved["optimizers"]):
@@ -144,8 +145,8 @@ def _save_state(path: Path, content: dict) -> None:
     finally:
         beside.unlink(missing_ok=True)
 
-# %% ../nbs/10_training.ipynb #3cd42238
-ARCHITECTURE = dict(img_size=128, patch_size=8, embed_dim=128, depth=6, num_heads=4, num_classes=len(CLASSES), qk_norm=True)
+# %% ../nbs/10_training.ipynb #ad31bbc6
+ARCHITECTURE = dict(img_size=128, patch_size=8, embed_dim=128, depth=6, num_heads=2, num_classes=len(CLASSES))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -155,9 +156,9 @@ def scene_batch(
     n: int = 64,  # scenes in a batch
     seed: int = 0,
 ) -> Batch:
-    "Scenes, three in ten with a square of noise, as a model of this architecture takes them."
+    "Scenes, every other one with a square of noise, as a model of this architecture takes them."
     size = architecture["img_size"]
-    scenes = make_scenes(n, seed, size, noise=0.3, start=step * n)
+    scenes = make_scenes(n, seed, size, noise=0.5, start=step * n)
     grid = (size // architecture["patch_size"],) * 2
     cover = torch.from_numpy(coverage(scenes.masks, grid)).float()
     return Batch((scenes.images - MEAN[0]) / STD[0], scenes.labels, cover)
@@ -171,14 +172,17 @@ def train_scenes(
 ) -> None:
     "Train the embedded model of scenes from nothing, or go on where an earlier call stopped."
     out = Path(out)
+    check_count(steps, "steps")
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"out: {str(out)!r} is not the name of a .safetensors file")
     out.parent.mkdir(parents=True, exist_ok=True)
     state = out.with_name(out.name + ".state")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(fresh_seed(seed))
         student = Student(VisionTransformer(**architecture))
     history = train(student, lambda step: scene_batch(step, architecture, seed=seed), steps, state, seed)
     save_embedded(student.vit, out, architecture, MEAN, STD, CLASSES, dict(steps=steps, seed=seed, history=history))
-    state.unlink()
+    state.unlink(missing_ok=True)
 
 
 def evaluate_scenes(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Recipe', 'Method', 'Dtype', 'regularize', 'demo', 'models', 'train_scenes']
 
-# %% ../nbs/14_cli.ipynb #10568112
+# %% ../nbs/14_cli.ipynb #c114b244
 import sys
 from enum import Enum
 from itertools import chain, count
@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 from tqdm import tqdm
 
-# %% ../nbs/14_cli.ipynb #c7828808
+# %% ../nbs/14_cli.ipynb #5ef2324e
 app = typer.Typer(help="Attention maps of vision transformers without the noise.", no_args_is_help=True, add_completion=False)
 
 Recipe = Enum("Recipe", {name: name for name in ("calibrated", "paper", "released")}, type=str)
@@ -44,7 +44,7 @@ def _table(summary: object) -> str:
     percent = "{:.1%}".format
     return summary.to_string(formatters={"patches_kept": percent, "attention_kept": percent})
 
-# %% ../nbs/14_cli.ipynb #7fac80e9
+# %% ../nbs/14_cli.ipynb #4a461501
 @app.command()
 def regularize(
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
@@ -106,7 +106,7 @@ def _names(images: list[Path]) -> list[str]:
         taken.add(names[-1].casefold())
     return names
 
-# %% ../nbs/14_cli.ipynb #c9571616
+# %% ../nbs/14_cli.ipynb #b488408d
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
@@ -152,7 +152,7 @@ def models(
 @app.command()
 def train_scenes(
     out: Annotated[Path, typer.Option(help="File for the weights; started again, the command goes on where it stopped.")] = Path("scenes.safetensors"),
-    steps: Annotated[int, typer.Option(help="Steps of 64 scenes.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Steps of 64 scenes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
 ) -> None:
     "Train the embedded model of scenes from nothing."

@@ -64,6 +64,18 @@ def test_save_and_load(tmp_path, vit, scene):
     assert again.plot().to_png() == res.plot().to_png()
 
 
+def test_numpy_numbers_are_numbers(tmp_path, vit, scene):
+    res = regularize(scene, vit, n_boot=np.int64(2), alpha=np.float32(0.25), z_min=np.float64(0.5), layer=np.int64(-2), seed=np.int64(1))
+    res.save(tmp_path / "scene")
+    assert Regularized.load(tmp_path / "scene").settings == res.settings
+
+
+def test_saving_never_overwrites_the_picture(tmp_path, vit, picture):
+    picture.save(tmp_path / "dog.png")
+    with pytest.raises(ValueError, match="would be overwritten"):
+        regularize(tmp_path / "dog.png", vit, n_boot=1, seed=0).save(tmp_path / "dog")
+
+
 def test_function_of_your_own(vit, scene):
     def flipped(x, generator):
         return x.flip(1) + 0.01 * torch.randn(x.shape, generator=generator)

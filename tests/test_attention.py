@@ -1,5 +1,7 @@
 "Attention scores: right on many architectures, and no more work than needed."
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import timm
 import torch
@@ -91,6 +93,21 @@ def test_no_gradient_and_no_hook_remains():
     with pytest.raises(TypeError):
         attention_scores(x, vit)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in vit.model.modules())
+
+
+def test_threads_do_not_hear_each_other():
+    vit = load_vit(small(depth=6), device="cpu")
+    x = torch.randn(1, 3, 32, 32)
+    want = [attention_scores(x, vit, layer) for layer in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(lambda i: attention_scores(x, vit, i % 6), range(120)))
+    assert all(torch.equal(scores, want[i % 6]) for i, scores in enumerate(got))
+
+
+def test_scores_are_ordinary_tensors(vit, scene):
+    scores = attention_scores(scene * 4 - 2, vit)
+    scores /= scores.max()
+    assert scores.max() == 1
 
 
 def test_bfloat16_is_close_to_float32(scene):

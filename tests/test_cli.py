@@ -84,6 +84,32 @@ def test_an_output_folder_that_cannot_be(tmp_path, picture):
     assert done.returncode == 1 and "choose another folder" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_picture_itself_is_never_overwritten(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    done = attnbootreg("regularize", "a.png", "--out", ".", "--n-boot", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "would be overwritten" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
+
+
+def test_odd_names(tmp_path, picture):
+    names = ["m$_$.png", "ünï cödé.png", "x" * 150 + ".png"]
+    for name in names:
+        picture.save(tmp_path / name)
+    done = attnbootreg("regularize", *names, "--out", "out", "--n-boot", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 9
+
+
+def test_random_weights_are_always_the_same(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    for out in ("one", "two"):
+        attnbootreg("regularize", "a.png", "--out", out, "--model", "vit_tiny_patch16_224", "--no-pretrained", "--n-boot", "1", "--seed", "0", cwd=tmp_path)
+    one, two = (Regularized.load(tmp_path / out / "a") for out in ("one", "two"))
+    np.testing.assert_array_equal(one.p, two.p)
+    assert one.settings["weights"] == "random"
+
+
 def test_models():
     done = attnbootreg("models", "*tiny_patch16*")
     assert done.returncode == 0 and "vit_tiny_patch16_224" in done.stdout.split()
@@ -96,6 +122,9 @@ def test_train_scenes_makes_a_model_that_loads(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["scenes.safetensors"]
+    assert (tmp_path / "new" / "scenes.safetensors").stat().st_mode & 0o044
+    assert attnbootreg("train-scenes", "--out", "model.pt", cwd=tmp_path).returncode == 2
+    assert attnbootreg("train-scenes", "--steps", "0", cwd=tmp_path).returncode == 2
 
 
 def test_help_names_every_command():

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attnbootreg import (
-    attention_scores, bootstrap_images, coverage, inject_noise, load_image, load_vit, null_scores, regularize, shrink, significance,
-    square_mask, suppression_factor, upsample,
+    attention_scores, bootstrap_images, coverage, estimate_pi0, inject_noise, load_image, load_vit, local_fdr, make_scenes, null_scores,
+    q_values, regularize, shrink, significance, square_mask, suppression_factor, upsample,
 )  # fmt: skip
 
 SCORES, NULL = (np.random.default_rng(0).uniform(1, 2, shape) for shape in ((4, 4), (2, 4, 4)))
@@ -129,6 +129,10 @@ def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
         (dict(recipe="relased"), "recipe: .*did you mean 'released'"),
         (dict(seed=1.5), "seed"),
         (dict(width=-1), "width"),
+        (dict(width="2"), "width"),
+        (dict(z_min=float("nan")), "z_min"),
+        (dict(recipe=["paper"]), "recipe"),
+        (dict(bootstrap=["normal"]), "bootstrap"),
         (dict(layer=99), "layer"),
         (dict(batch_size=0), "batch_size"),
         (dict(bootstrap=lambda x, generator: None), "must return a tensor"),
@@ -161,6 +165,15 @@ def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
         (lambda vit: load_vit(torch.nn.Linear(2, 2)), "not a timm VisionTransformer"),
         (lambda vit: load_vit("resnet18", pretrained=False), "not a timm VisionTransformer"),
         (lambda vit: load_vit(7), "model"),
+        (lambda vit: load_vit("vit_tiny_patch16_224.augreg"), "did you mean vit_tiny_patch16_224.augreg_in21k"),
+        (lambda vit: make_scenes(0), "n: "),
+        (lambda vit: make_scenes(1, noise=2), "noise: "),
+        (lambda vit: inject_noise(torch.zeros(3, 8, 8, dtype=torch.uint8), np.ones((8, 8), bool)), "floats"),
+        (lambda vit: coverage(255 * np.ones((8, 8)), (2, 2)), "mask: "),
+        (lambda vit: estimate_pi0([0.5, 1.5]), r"p: .*\[0, 1\]"),
+        (lambda vit: q_values([0.5], 2.0), "pi0: "),
+        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", z_min=float("nan")), "z_min: "),
+        (lambda vit: local_fdr(np.ones(50)), "z: no density"),
         (lambda vit: attention_scores(torch.zeros(3, 64, 64), vit), "x: expected"),
         (lambda vit: attention_scores(torch.zeros(3, 128, 128), vit, heads="some"), "heads"),
         (lambda vit: bootstrap_images(torch.rand(2, 3, 8, 8), 1), "expected one image"),
@@ -188,10 +201,11 @@ def test_arguments_of_everything_else(vit, call, says):
     one_line(error)
 
 
-def test_no_weights_without_a_network(monkeypatch):
+def test_no_weights_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="model: .*checkpoint.*pretrained=False") as error:
-        load_vit("vit_tiny_patch16_224.augreg_in21k")
+        load_vit("vit_small_patch16_224.augreg_in21k", device="cpu")
     one_line(error)
 
 

@@ -87,5 +87,6 @@ def test_public_parameters_say_what_they_are():
 
 
 def test_embedded_models_are_small():
-    for path in (ROOT / "attnbootreg" / "weights").glob("*.safetensors"):
-        assert path.stat().st_size <= 6e6
+    files = list((ROOT / "attnbootreg" / "weights").glob("*.safetensors"))
+    assert [path.stem for path in files] == ["scenes"]
+    assert all(path.stat().st_size <= 6e6 for path in files)

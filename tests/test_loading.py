@@ -94,6 +94,34 @@ def test_crop_keeps_the_aspect(vit):
     assert squashed.any(1).sum() > 2 * squashed.any(0).sum()
 
 
+def test_crop_fits_every_size():
+    vit = load_vit("vit_tiny_patch16_224", pretrained=False, img_size=(224, 48), device="cpu")
+    for width in range(20, 300, 7):
+        for height in range(20, 300, 11):
+            assert load_image(np.zeros((height, width), np.uint8), vit, crop=True).shape == (3, 224, 48)
+
+
+def test_loading_leaves_the_random_numbers_alone():
+    state = torch.get_rng_state()
+    one, two = (load_vit("vit_tiny_patch16_224", pretrained=False, device="cpu") for _ in range(2))
+    load_vit(device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.model.pos_embed, two.model.pos_embed)
+
+
+def test_patches_of_another_size_are_another_model(tmp_path):
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "16.safetensors")
+    model = timm.models.VisionTransformer(img_size=224, patch_size=8, embed_dim=192, depth=12, num_heads=3)
+    with pytest.raises(ValueError, match="of another shape: .*patch_embed.proj.weight"):
+        load_vit(model, checkpoint=tmp_path / "16.safetensors", device="cpu")
+
+
+@pytest.mark.parametrize("options", [dict(class_token=False, global_pool="avg"), dict(in_chans=1), dict(block_fn=timm.models.vision_transformer.ParallelThingsBlock)])
+def test_models_that_cannot_be_read_are_refused_at_the_door(options):
+    with pytest.raises(TypeError, match="model: .*choose a model"):
+        load_vit(timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **options))
+
+
 @pytest.mark.parametrize("name", ["dino", "safetensors", "wrapped"])
 def test_checkpoints_in_their_dialects(tmp_path, name):
     torch.manual_seed(0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['input_of', 'cls_row', 'check_layer', 'attention_scores', 'upsample']
 
-# %% ../nbs/01_attention.ipynb #7c0dbe96
+# %% ../nbs/01_attention.ipynb #0a45b0cb
 import operator
 import threading
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .loading import ViT
 
-# %% ../nbs/01_attention.ipynb #9ccf59e7
+# %% ../nbs/01_attention.ipynb #624a8c33
 class _Heard(Exception):
     "Not an error: leaves the forward pass once the wanted layer's input is known."
 
@@ -47,7 +47,7 @@ def input_of(
         hook.remove()
     raise RuntimeError("the forward pass did not come through the wanted attention layer")
 
-# %% ../nbs/01_attention.ipynb #1c9486d5
+# %% ../nbs/01_attention.ipynb #a9da8a2d
 def cls_row(
     attn: Attention,  # timm's attention layer
     tokens: Tensor,  # what enters it, (N, T, D)
@@ -65,7 +65,7 @@ def cls_row(
     logits = (q.float() * attn.scale) @ k.float().transpose(-2, -1)
     return logits.softmax(-1).squeeze(2)
 
-# %% ../nbs/01_attention.ipynb #f9d14b61
+# %% ../nbs/01_attention.ipynb #584105d2
 def check_layer(
     layer: int,  # number of a block; negative ones count from the last
     vit: ViT,
@@ -104,7 +104,7 @@ def attention_scores(
         scores = scores.mean(1) if heads == "mean" else scores
     return (scores if x.ndim == 4 else scores[0]).clone()  # an ordinary tensor, which may be changed in place
 
-# %% ../nbs/01_attention.ipynb #cb0ef7b8
+# %% ../nbs/01_attention.ipynb #139632d0
 def upsample(
     map: Tensor,  # (h, w), or any number of them (..., h, w); tensor or array
     size: tuple[int, int],  # height and width wanted, pixels

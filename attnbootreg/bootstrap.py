@@ -6,7 +6,7 @@
 __all__ = ['Bootstrap', 'METHODS', 'generator_of', 'check_image', 'check_bootstrap', 'fresh_seed', 'check_count',
            'bootstrap_images', 'null_scores']
 
-# %% ../nbs/02_bootstrap.ipynb #9b86b024
+# %% ../nbs/02_bootstrap.ipynb #082efa7c
 import difflib
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .attention import attention_scores
 from .loading import ViT
 
-# %% ../nbs/02_bootstrap.ipynb #53d3d810
+# %% ../nbs/02_bootstrap.ipynb #c9299419
 Bootstrap = Callable[[Tensor, torch.Generator], Tensor]  # (3, H, W) and a generator give a null image (3, H, W)
 
 
@@ -48,7 +48,7 @@ def _uniform(x: Tensor, generator: torch.Generator, width: float, patch_size: tu
 
 METHODS = {"normal": _normal, "pixel": _pixel, "patch": _patch, "uniform": _uniform}
 
-# %% ../nbs/02_bootstrap.ipynb #ee08f0e3
+# %% ../nbs/02_bootstrap.ipynb #57533383
 def generator_of(
     seed: int,  # a seed
     index: int,  # what is drawn: the number of a null image, say
@@ -146,7 +146,7 @@ def bootstrap_images(
         images[i] = image
     return images
 
-# %% ../nbs/02_bootstrap.ipynb #59f044f2
+# %% ../nbs/02_bootstrap.ipynb #2e6ce652
 def null_scores(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     vit: ViT,

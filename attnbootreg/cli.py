@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Recipe', 'Method', 'Dtype', 'regularize', 'demo', 'models', 'train_scenes']
 
-# %% ../nbs/14_cli.ipynb #c114b244
+# %% ../nbs/14_cli.ipynb #1b68edfd
 import sys
 from enum import Enum
 from itertools import chain, count
@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 from tqdm import tqdm
 
-# %% ../nbs/14_cli.ipynb #5ef2324e
+# %% ../nbs/14_cli.ipynb #ec8d53cf
 app = typer.Typer(help="Attention maps of vision transformers without the noise.", no_args_is_help=True, add_completion=False)
 
 Recipe = Enum("Recipe", {name: name for name in ("calibrated", "paper", "released")}, type=str)
@@ -44,7 +44,7 @@ def _table(summary: object) -> str:
     percent = "{:.1%}".format
     return summary.to_string(formatters={"patches_kept": percent, "attention_kept": percent})
 
-# %% ../nbs/14_cli.ipynb #4a461501
+# %% ../nbs/14_cli.ipynb #14e19c15
 @app.command()
 def regularize(
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
@@ -89,7 +89,7 @@ def regularize(
             continue
         try:
             *_, picture = result.save(out / f"{name}.png")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             _stop(error, 1)
         tqdm.write(f"{image}: {result.maps['p'].astype(bool).sum()} of {result.scores.size} patches at p <= {alpha:g}, pi0 {result.pi0:.2f} -> {picture}", file=sys.stdout)
     if failed:
@@ -106,7 +106,7 @@ def _names(images: list[Path]) -> list[str]:
         taken.add(names[-1].casefold())
     return names
 
-# %% ../nbs/14_cli.ipynb #b488408d
+# %% ../nbs/14_cli.ipynb #6766511a
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),

@@ -6,7 +6,7 @@
 __all__ = ['WEIGHTS', 'TIMM_MODULES', 'WRAPPERS', 'PREFIXES', 'DTYPES', 'ViT', 'list_models', 'save_embedded', 'embedded_file',
            'embedded_card', 'load_vit', 'load_image', 'to_pixels']
 
-# %% ../nbs/00_loading.ipynb #a5a1dfec
+# %% ../nbs/00_loading.ipynb #6fa6cbf0
 import argparse
 import copy
 import difflib
@@ -29,7 +29,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-# %% ../nbs/00_loading.ipynb #97a168ce
+# %% ../nbs/00_loading.ipynb #fe884673
 @dataclass(frozen=True)
 class ViT:
     "A timm vision transformer in evaluation mode, and what is needed to make its input."
@@ -55,7 +55,7 @@ class ViT:
         (H, W), (h, w) = self.img_size, self.grid
         return f"ViT({self.name}, {H} x {W} px, {h} x {w} patches, {str(self.dtype)[6:]} on {self.device})"
 
-# %% ../nbs/00_loading.ipynb #c5106d8c
+# %% ../nbs/00_loading.ipynb #81b6fad2
 WEIGHTS = Path(str(files("attnbootreg"))) / "weights"  # the embedded models, a .safetensors file each
 TIMM_MODULES = ("vision_transformer", "deit")  # the modules of timm that hold plain vision transformers
 
@@ -68,7 +68,7 @@ def list_models(
     names = [name for module in TIMM_MODULES for name in timm.list_models(module=module)]
     return fnmatch.filter(embedded + names, pattern)
 
-# %% ../nbs/00_loading.ipynb #7984f858
+# %% ../nbs/00_loading.ipynb #b971c6a7
 def save_embedded(
     model: VisionTransformer,  # whose weights are saved
     path: str | os.PathLike,  # a .safetensors file
@@ -116,7 +116,7 @@ def _build_embedded(name: str) -> nn.Module:
     model.load_state_dict(load_file(embedded_file(name)))
     return model
 
-# %% ../nbs/00_loading.ipynb #17b70617
+# %% ../nbs/00_loading.ipynb #8afdda5d
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher")  # averaged weights first, as timm does
 PREFIXES = ("_orig_mod.", "module.", "model.", "net.", "backbone.", "base_encoder.")  # of torch.compile, DDP, Lightning, DINO, MoCo
 
@@ -172,7 +172,7 @@ def _load_checkpoint(model: VisionTransformer, path: Path) -> None:
         raise ValueError(f"checkpoint: {str(path)!r} is of another architecture than the model ({told})")
     model.load_state_dict(state)
 
-# %% ../nbs/00_loading.ipynb #c96398de
+# %% ../nbs/00_loading.ipynb #57322666
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -296,7 +296,7 @@ def load_vit(
         classes=tuple(card.get("classes", ())) if model.num_classes == classes else (),
     )
 
-# %% ../nbs/00_loading.ipynb #4bb4606e
+# %% ../nbs/00_loading.ipynb #9b5a27d3
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -321,7 +321,9 @@ def _decode(path: Path) -> Image.Image:
     except PermissionError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files, and all of it means the same
-        raise ValueError(f"image: {str(path)!r} is damaged or cut short, or its decoder is missing ({_one_line(error)}); save it again, as PNG") from error
+        raise ValueError(
+            f"image: {str(path)!r} is damaged or cut short, or its decoder is missing ({_one_line(error)}); save it again, as PNG"
+        ) from error
 
 
 def _float_channels(pixels: np.ndarray) -> list[Image.Image]:
@@ -386,7 +388,7 @@ def _channels(source: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> 
         return _array_channels(source)
     raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, not {type(source).__name__}")
 
-# %% ../nbs/00_loading.ipynb #e0d1726b
+# %% ../nbs/00_loading.ipynb #3e6dc018
 def load_image(
     source: str | os.PathLike | Image.Image | np.ndarray | Tensor,  # (H, W), (H, W, 3|4) array; (3, H, W) tensor
     vit: ViT,  # whose size, interpolation and normalisation are used

@@ -6,12 +6,12 @@
 __all__ = ['roi_percentile', 'roi_nonzero', 'sensitivity', 'specificity', 'suppression_factor', 'srmsd', 'auroc',
            'attention_share']
 
-# %% ../nbs/08_metrics.ipynb #819134d2
+# %% ../nbs/08_metrics.ipynb #aadc8071
 import numpy as np
 
 from .statistics import as_array
 
-# %% ../nbs/08_metrics.ipynb #4004424c
+# %% ../nbs/08_metrics.ipynb #b9ccf5de
 def _same_shape(coverage: np.ndarray, **maps: np.ndarray) -> tuple[np.ndarray, ...]:
     "The coverage and the maps as flat float64 arrays; shapes must agree, values be finite, and the region hold something."
     coverage = as_array(coverage, "coverage").astype(np.float64)
@@ -66,7 +66,7 @@ def specificity(
     inside, map, scores = _same_shape(coverage, map=map, scores=scores)
     return float(((1 - inside) * map).sum() / ((1 - inside) * scores).sum())
 
-# %% ../nbs/08_metrics.ipynb #07f869ab
+# %% ../nbs/08_metrics.ipynb #d74d4c8d
 def suppression_factor(
     before: np.ndarray,  # ROI percentiles of N images before, (N,)
     after: np.ndarray,  # and after, (N,)
@@ -82,7 +82,7 @@ def suppression_factor(
     error = np.sqrt(var_after / total_before**2 + total_after**2 * var_before / total_before**4)
     return float(total_after / total_before), float(error)
 
-# %% ../nbs/08_metrics.ipynb #e4415bae
+# %% ../nbs/08_metrics.ipynb #1ebc645d
 def srmsd(
     p: np.ndarray,  # p-values, any shape
 ) -> float:  # -0.58 to 0.58; 0 is uniform
@@ -93,7 +93,7 @@ def srmsd(
     rmsd = np.sqrt(np.mean((p - (np.arange(len(p)) + 0.5) / len(p)) ** 2))
     return float(-rmsd if np.median(p) > 0.5 else rmsd)
 
-# %% ../nbs/08_metrics.ipynb #fbe79077
+# %% ../nbs/08_metrics.ipynb #ad028074
 def auroc(
     map: np.ndarray,  # scores, (h, w)
     coverage: np.ndarray,  # fraction of each patch inside the object, (h, w)

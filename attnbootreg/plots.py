@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAP_TITLES', 'Picture', 'plot_images', 'plot_map', 'plot_maps', 'plot_curves', 'plot_histogram', 'plot_regularized']
 
-# %% ../nbs/05_plots.ipynb #98a6861a
+# %% ../nbs/05_plots.ipynb #14b3d664
 import io
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-# %% ../nbs/05_plots.ipynb #1edd5954
+# %% ../nbs/05_plots.ipynb #d043a5b6
 class Picture(Figure):
     "A matplotlib figure that a notebook shows once."
 
@@ -40,7 +40,7 @@ def _grid(n: int, columns: int, size: float = 2.2) -> tuple[Picture, list[Axes]]
         ax.set_axis_off()
     return picture, axes[:n]
 
-# %% ../nbs/05_plots.ipynb #78f2493c
+# %% ../nbs/05_plots.ipynb #05947477
 def plot_images(
     images: Sequence[np.ndarray],  # each (H, W, 3) or (H, W)
     titles: Sequence[str] = (),  # a title each
@@ -88,7 +88,7 @@ def plot_maps(
     _colour_bar(picture, axes, top)
     return picture
 
-# %% ../nbs/05_plots.ipynb #7fd626e5
+# %% ../nbs/05_plots.ipynb #731f62a6
 def plot_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],  # label, and the points' x and y
     xlabel: str,
@@ -125,7 +125,7 @@ def plot_histogram(
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(frameon=False, fontsize="x-small")
 
-# %% ../nbs/05_plots.ipynb #91b6df4a
+# %% ../nbs/05_plots.ipynb #1c740c92
 MAP_TITLES = {"z": "z ≥ {z_min:g}", "p": "p ≤ {alpha:g}", "q": "q ≤ {level:g}", "lfdr": "lfdr ≤ {lam:g}", "pi0": "π₀ = {pi0:.2f}", "posterior": "posterior"}
 
 

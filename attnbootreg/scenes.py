@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'HUES', 'CLASSES', 'AREA', 'NUMBERS', 'CLOUDS', 'BLOBS', 'Scenes', 'make_scenes']
 
-# %% ../nbs/09_scenes.ipynb #5cf4b07f
+# %% ../nbs/09_scenes.ipynb #ef5a7f38
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from .bootstrap import check_count, fresh_seed
 from .shrinkage import check_share
 
-# %% ../nbs/09_scenes.ipynb #70099240
+# %% ../nbs/09_scenes.ipynb #d30a57fd
 def _ring(x: Tensor, y: Tensor) -> Tensor:
     return (torch.hypot(x, y) - 0.75).abs() - 0.25
 
@@ -39,7 +39,7 @@ HUES = ("red", "green", "blue")
 CLASSES = tuple(f"{hue} {shape}" for shape in SHAPES for hue in HUES)
 AREA = (0.03, 0.12)  # the object's share of the picture
 
-# %% ../nbs/09_scenes.ipynb #d8586b7a
+# %% ../nbs/09_scenes.ipynb #afed072e
 NUMBERS = (  # uniform in [0, 1), one of each per scene
     "label light tint_hue tint area x y turn bend_x bend_y stripe_turn stripe_pitch stripe_phase stripe_depth hue saturation value noise noise_side noise_x noise_y"
 ).split()
@@ -111,7 +111,7 @@ def _object(draws: _Draws, labels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor
     hue = ((labels % len(HUES)).view(-1, 1, 1) / len(HUES) + 0.12 * (u["hue"] - 0.5)) % 1
     return _colour(hue, 0.45 + 0.4 * u["saturation"], value.clamp(0, 1)), distance * scale
 
-# %% ../nbs/09_scenes.ipynb #c829623e
+# %% ../nbs/09_scenes.ipynb #96e9bcd6
 def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) -> Tensor:
     "Put noise with the moments of the picture into the background of scene i, both (3, S, S); gives its mask, (S, S)."
     number = lambda name: float(draws.u[name][i])
@@ -126,7 +126,7 @@ def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) ->
     noise[square] = True
     return noise
 
-# %% ../nbs/09_scenes.ipynb #8651c6be
+# %% ../nbs/09_scenes.ipynb #0af0ec7a
 class Scenes(NamedTuple):
     "Pictures with their truth."
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['square_mask', 'inject_noise', 'coverage']
 
-# %% ../nbs/07_simulation.ipynb #253faf9b
+# %% ../nbs/07_simulation.ipynb #b175db85
 import numpy as np
 import torch
 from torch import Tensor
 
 from .bootstrap import check_count, fresh_seed, generator_of
 
-# %% ../nbs/07_simulation.ipynb #58eff6c9
+# %% ../nbs/07_simulation.ipynb #19549835
 def square_mask(
     size: tuple[int, int],  # height and width of the image, pixels
     side: int | None = None,  # of the square, pixels; default: 100/488 of the image's shorter side
@@ -38,7 +38,7 @@ def square_mask(
     mask[top : top + side, left : left + side] = True
     return mask
 
-# %% ../nbs/07_simulation.ipynb #acb98e6f
+# %% ../nbs/07_simulation.ipynb #066142af
 def inject_noise(
     x: Tensor,  # the image, (3, H, W)
     mask: np.ndarray | Tensor,  # (H, W) bool: pixels to replace
@@ -56,7 +56,7 @@ def inject_noise(
     noisy[:, mask] = (mean + std * grain).to(x.dtype)
     return noisy
 
-# %% ../nbs/07_simulation.ipynb #82eb608f
+# %% ../nbs/07_simulation.ipynb #ed179d5a
 def coverage(
     mask: np.ndarray | Tensor,  # (H, W) bool, or a batch (N, H, W)
     grid: tuple[int, int],  # patches down and across, (h, w); must divide H and W

@@ -6,7 +6,7 @@
 __all__ = ['LAMBDAS', 'RECIPES', 'as_array', 'z_scores', 'p_values', 'estimate_pi0', 'q_values', 'local_fdr', 'Significance',
            'Recipe', 'check_recipe', 'significance']
 
-# %% ../nbs/03_statistics.ipynb #652bef1b
+# %% ../nbs/03_statistics.ipynb #5f0f1ffd
 import difflib
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,7 @@ from scipy.optimize import brentq, isotonic_regression
 from statsmodels.stats.multitest import local_fdr as theoretical_local_fdr
 from torch import Tensor
 
-# %% ../nbs/03_statistics.ipynb #f41189d6
+# %% ../nbs/03_statistics.ipynb #ca637adf
 def as_array(
     values: np.ndarray | Tensor,  # anything that holds real numbers
     name: str,  # what it is called
@@ -66,7 +66,7 @@ def z_scores(
         raise ValueError("null: its scores have zero variance, so no score can be told from another; check the image and the model")
     return (scores - mean[..., 0]) / std[..., 0], (null - mean) / std
 
-# %% ../nbs/03_statistics.ipynb #7ff1b5ec
+# %% ../nbs/03_statistics.ipynb #f9178ad9
 def p_values(
     z: np.ndarray,  # observed z-scores, any shape
     z0: np.ndarray,  # null z-scores, any shape
@@ -87,7 +87,7 @@ def p_values(
         return 1 - below / (len(chance) + plus_one)
     return (len(chance) - below + plus_one) / (len(chance) + plus_one)
 
-# %% ../nbs/03_statistics.ipynb #69e8838f
+# %% ../nbs/03_statistics.ipynb #2b18a051
 LAMBDAS = np.arange(1, 20) / 20  # 0.05, 0.10, ... 0.95, as in R's qvalue
 
 
@@ -137,7 +137,7 @@ def _storey(p: np.ndarray, method: str | float) -> float:
     variance = beyond / (len(p) * (1 - LAMBDAS)) ** 2 * (1 - beyond / len(p))
     return pi0[np.argmin(variance + (pi0 - np.quantile(pi0, 0.1)) ** 2)]
 
-# %% ../nbs/03_statistics.ipynb #a92324ef
+# %% ../nbs/03_statistics.ipynb #3a05fb0c
 def _check_pi0(pi0: float) -> None:
     if not 0 <= pi0 <= 1:
         raise ValueError(f"pi0: must lie in [0, 1], got {pi0!r}")
@@ -157,7 +157,7 @@ def q_values(
     q[order] = pi0 * np.minimum(1, np.minimum.accumulate(shares))
     return q.reshape(p.shape)
 
-# %% ../nbs/03_statistics.ipynb #2b8514e5
+# %% ../nbs/03_statistics.ipynb #6a2f944b
 def _grenander(p: np.ndarray) -> np.ndarray:
     "Density at each p-value under the constraint that it falls from 0 to 1: the slope of the least concave majorant."
     ends, inverse, counts = np.unique(np.append(p, 1.0), return_inverse=True, return_counts=True)
@@ -201,7 +201,7 @@ def local_fdr(
     with np.errstate(divide="ignore"):
         return np.minimum(1, pi0 / _grenander(p)).reshape(z.shape)
 
-# %% ../nbs/03_statistics.ipynb #017547c9
+# %% ../nbs/03_statistics.ipynb #bf1b7128
 @dataclass(frozen=True)
 class Significance:
     "What scores are worth: arrays (h, w), or (N, h, w) for a batch."

@@ -6,7 +6,7 @@
 __all__ = ['ARCHITECTURE', 'MEAN', 'STD', 'Batch', 'Student', 'token_labelling_loss', 'unevenness', 'train', 'scene_batch',
            'train_scenes', 'evaluate_scenes']
 
-# %% ../nbs/10_training.ipynb #bcf5a75a
+# %% ../nbs/10_training.ipynb #d6bade10
 import math
 import os
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from .metrics import attention_share, auroc
 from .scenes import CLASSES, HUES, make_scenes
 from .simulation import coverage
 
-# %% ../nbs/10_training.ipynb #1eae2033
+# %% ../nbs/10_training.ipynb #e8520d1f
 class Batch(NamedTuple):
     "Pictures with their truth."
 
@@ -70,7 +70,7 @@ def token_labelling_loss(
     weighted = cover * on_object + background * (1 - cover) * log_p[..., -1]
     return F.cross_entropy(logits.float(), batch.labels) - weighted.sum() / (cover + background * (1 - cover)).sum()
 
-# %% ../nbs/10_training.ipynb #5d4e08d2
+# %% ../nbs/10_training.ipynb #fb5664fd
 def unevenness(
     student: Student,
     images: Tensor,  # null images, (N, 3, H, W), normalised
@@ -82,7 +82,7 @@ def unevenness(
     row = cls_row(attn, input_of(attn, lambda: vit.forward_features(images))).mean(1)[:, vit.num_prefix_tokens :]
     return (-row.log().mean(1) - math.log(row.shape[1]) - tolerance).relu().mean()
 
-# %% ../nbs/10_training.ipynb #9058bb1d
+# %% ../nbs/10_training.ipynb #609f7d28
 def _learning_rate(progress: float, rise: float = 0.15) -> float:
     "Share of the highest learning rate: up in a line, down in a cosine until progress is 1; then from 0.15 down in a line until 1.1."
     if progress > 1:
@@ -163,7 +163,7 @@ def _save_state(path: Path, content: dict) -> None:
     finally:
         beside.unlink(missing_ok=True)
 
-# %% ../nbs/10_training.ipynb #c9ae376b
+# %% ../nbs/10_training.ipynb #444eaaa2
 ARCHITECTURE = dict(img_size=128, patch_size=8, embed_dim=128, depth=6, num_heads=2, num_classes=len(CLASSES))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -211,8 +211,8 @@ def evaluate_scenes(
 ) -> dict[str, float]:  # all in [0, 1] but `times_area`
     """How well a model names scenes, and how well its CLS attention finds their objects.
 
-    `auroc` is that of attention against the mask; `on_object` the share of attention on the object, `times_area` that
-    share divided by the object's share of the area (means over all scenes).
+    `auroc` is that of attention against the mask, `on_object` the share of attention on the object, `area` the object's
+    share of the area, and `times_area` the first share divided by the second; all are means over the scenes.
     """
     rows = []
     for start in range(0, n, 50):
@@ -223,7 +223,7 @@ def evaluate_scenes(
         maps, covers = attention_scores(x, vit).cpu().numpy(), coverage(scenes.masks, vit.grid)
         for label, named, map, cover in zip(scenes.labels.tolist(), guess.tolist(), maps, covers):
             hue, shape = named % len(HUES) == label % len(HUES), named // len(HUES) == label // len(HUES)
-            rows.append((named == label, hue, shape, auroc(map, cover), attention_share(map, cover), cover.mean()))
-    names = ("accuracy", "hue_accuracy", "shape_accuracy", "auroc", "on_object", "area")
-    report = dict(zip(names, np.mean(rows, 0).tolist()))
-    return {**report, "times_area": report["on_object"] / report["area"]}
+            share, area = attention_share(map, cover), cover.mean()
+            rows.append((named == label, hue, shape, auroc(map, cover), share, area, share / area))
+    names = ("accuracy", "hue_accuracy", "shape_accuracy", "auroc", "on_object", "area", "times_area")
+    return dict(zip(names, np.mean(rows, 0).tolist()))

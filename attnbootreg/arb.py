@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Picturelike', 'Regularized', 'check_not_source', 'regularize']
 
-# %% ../nbs/06_arb.ipynb #36c8de10
+# %% ../nbs/06_arb.ipynb #5daaf360
 import json
 import os
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ from .plots import Picture, plot_regularized
 from .shrinkage import THRESHOLDS, check_finite, check_share, shrink
 from .statistics import check_recipe, significance
 
-# %% ../nbs/06_arb.ipynb #a0e3a895
+# %% ../nbs/06_arb.ipynb #270203cf
 @dataclass(frozen=True, repr=False, eq=False)
 class Regularized:
     "The attention of one image, and what is left of it where chance is no explanation. A notebook shows it as its plot."
@@ -101,7 +101,7 @@ class Regularized:
     def _repr_png_(self) -> bytes:
         return self.plot().to_png()
 
-# %% ../nbs/06_arb.ipynb #a855ce7f
+# %% ../nbs/06_arb.ipynb #168aff6b
 def _short(name: str) -> str:
     "The last part of a path, as it can be drawn."
     name = Path(name).name.encode("utf-8", "replace").decode()
@@ -142,7 +142,7 @@ def _write_beside(writers: dict[Path, object]) -> list[Path]:
                 part.unlink(missing_ok=True)
     return list(writers)
 
-# %% ../nbs/06_arb.ipynb #c84982e4
+# %% ../nbs/06_arb.ipynb #86145f14
 Picturelike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 

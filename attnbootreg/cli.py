@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Recipe', 'Method', 'Dtype', 'regularize', 'demo', 'models', 'train_scenes']
 
-# %% ../nbs/14_cli.ipynb #5bd80efb
+# %% ../nbs/14_cli.ipynb #8dade235
 import sys
 from enum import Enum
 from itertools import chain, count
@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 from tqdm import tqdm
 
-# %% ../nbs/14_cli.ipynb #52a6b91a
+# %% ../nbs/14_cli.ipynb #298a1b79
 app = typer.Typer(help="Attention maps of vision transformers without the noise.", no_args_is_help=True, add_completion=False)
 
 Recipe = Enum("Recipe", {name: name for name in ("calibrated", "paper", "released")}, type=str)
@@ -44,7 +44,7 @@ def _table(summary: object) -> str:
     percent = "{:.1%}".format
     return summary.to_string(formatters={"patches_kept": percent, "attention_kept": percent})
 
-# %% ../nbs/14_cli.ipynb #2c5689bc
+# %% ../nbs/14_cli.ipynb #f8785202
 @app.command()
 def regularize(
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
@@ -106,7 +106,7 @@ def _names(images: list[Path]) -> list[str]:
         taken.add(names[-1].casefold())
     return names
 
-# %% ../nbs/14_cli.ipynb #7805236d
+# %% ../nbs/14_cli.ipynb #cfa174c6
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),

@@ -6,8 +6,9 @@
 __all__ = ['LAMBDAS', 'RECIPES', 'as_array', 'z_scores', 'p_values', 'estimate_pi0', 'q_values', 'local_fdr', 'Significance',
            'Recipe', 'check_recipe', 'significance']
 
-# %% ../nbs/03_statistics.ipynb #5f0f1ffd
+# %% ../nbs/03_statistics.ipynb #098b3821
 import difflib
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from scipy.linalg import eigh
 from scipy.optimize import brentq, isotonic_regression
+from scipy.stats import norm
 from statsmodels.stats.multitest import local_fdr as theoretical_local_fdr
 from torch import Tensor
 
-# %% ../nbs/03_statistics.ipynb #ca637adf
+# %% ../nbs/03_statistics.ipynb #2f00b3c0
 def as_array(
     values: np.ndarray | Tensor,  # anything that holds real numbers
     name: str,  # what it is called
@@ -66,7 +68,7 @@ def z_scores(
         raise ValueError("null: its scores have zero variance, so no score can be told from another; check the image and the model")
     return (scores - mean[..., 0]) / std[..., 0], (null - mean) / std
 
-# %% ../nbs/03_statistics.ipynb #f9178ad9
+# %% ../nbs/03_statistics.ipynb #079bd4d5
 def p_values(
     z: np.ndarray,  # observed z-scores, any shape
     z0: np.ndarray,  # null z-scores, any shape
@@ -87,7 +89,7 @@ def p_values(
         return 1 - below / (len(chance) + plus_one)
     return (len(chance) - below + plus_one) / (len(chance) + plus_one)
 
-# %% ../nbs/03_statistics.ipynb #2b18a051
+# %% ../nbs/03_statistics.ipynb #98e727ff
 LAMBDAS = np.arange(1, 20) / 20  # 0.05, 0.10, ... 0.95, as in R's qvalue
 
 
@@ -137,7 +139,7 @@ def _storey(p: np.ndarray, method: str | float) -> float:
     variance = beyond / (len(p) * (1 - LAMBDAS)) ** 2 * (1 - beyond / len(p))
     return pi0[np.argmin(variance + (pi0 - np.quantile(pi0, 0.1)) ** 2)]
 
-# %% ../nbs/03_statistics.ipynb #3a05fb0c
+# %% ../nbs/03_statistics.ipynb #df540403
 def _check_pi0(pi0: float) -> None:
     if not 0 <= pi0 <= 1:
         raise ValueError(f"pi0: must lie in [0, 1], got {pi0!r}")
@@ -157,7 +159,7 @@ def q_values(
     q[order] = pi0 * np.minimum(1, np.minimum.accumulate(shares))
     return q.reshape(p.shape)
 
-# %% ../nbs/03_statistics.ipynb #6a2f944b
+# %% ../nbs/03_statistics.ipynb #00f03db0
 def _grenander(p: np.ndarray) -> np.ndarray:
     "Density at each p-value under the constraint that it falls from 0 to 1: the slope of the least concave majorant."
     ends, inverse, counts = np.unique(np.append(p, 1.0), return_inverse=True, return_counts=True)
@@ -169,17 +171,16 @@ def _grenander(p: np.ndarray) -> np.ndarray:
 
 def _theoretical(z: np.ndarray, pi0: float) -> np.ndarray:
     "With an N(0, 1) null, by statsmodels."
+    if np.ptp(z) == 0:
+        raise ValueError(f"z: no density can be fitted, all {z.size} values are the same; check the scores")
     try:
-        if np.ptp(z) == 0:
-            raise ValueError("all values are the same")
         with np.errstate(all="ignore"):
             rates = theoretical_local_fdr(z.ravel().astype(np.float64), null_proportion=pi0)
-    except (ValueError, np.linalg.LinAlgError):  # said below, in our words
+    except (ValueError, np.linalg.LinAlgError):  # the fit did not converge; the next lines say so
         rates = np.array(np.nan)
     if not np.isfinite(rates).all():
-        raise ValueError(
-            f"z: no density could be fitted to {z.size} values from {z.min():.3g} to {z.max():.3g}; give z0 (recipe 'calibrated')"
-        )
+        warnings.warn(f"z: the Poisson fit failed on {z.size} values; fell back on Grenander's estimator, still with an N(0, 1) null", stacklevel=3)
+        rates = np.minimum(1, pi0 / _grenander(norm.sf(z.ravel().astype(np.float64))).clip(1e-300))
     return rates.reshape(z.shape)
 
 
@@ -201,7 +202,7 @@ def local_fdr(
     with np.errstate(divide="ignore"):
         return np.minimum(1, pi0 / _grenander(p)).reshape(z.shape)
 
-# %% ../nbs/03_statistics.ipynb #bf1b7128
+# %% ../nbs/03_statistics.ipynb #af201a60
 @dataclass(frozen=True)
 class Significance:
     "What scores are worth: arrays (h, w), or (N, h, w) for a batch."

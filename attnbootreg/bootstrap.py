@@ -6,7 +6,7 @@
 __all__ = ['Bootstrap', 'METHODS', 'generator_of', 'check_image', 'check_bootstrap', 'fresh_seed', 'check_count',
            'bootstrap_images', 'null_scores']
 
-# %% ../nbs/02_bootstrap.ipynb #082efa7c
+# %% ../nbs/02_bootstrap.ipynb #18977308
 import difflib
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .attention import attention_scores
 from .loading import ViT
 
-# %% ../nbs/02_bootstrap.ipynb #c9299419
+# %% ../nbs/02_bootstrap.ipynb #6f1ce616
 Bootstrap = Callable[[Tensor, torch.Generator], Tensor]  # (3, H, W) and a generator give a null image (3, H, W)
 
 
@@ -35,6 +35,8 @@ def _pixel(x: Tensor, generator: torch.Generator, width: float, patch_size: tupl
 
 def _patch(x: Tensor, generator: torch.Generator, width: float, patch_size: tuple[int, int]) -> Tensor:
     ph, pw = patch_size
+    if not (ph > 0 and pw > 0) or x.shape[1] % ph or x.shape[2] % pw:
+        raise ValueError(f"patch_size: {ph} x {pw} px does not divide an image of {x.shape[1]} x {x.shape[2]} px")
     patches = x.unfold(1, ph, ph).unfold(2, pw, pw)  # 3, h, w, ph, pw
     _, h, w, _, _ = patches.shape
     draw = torch.randint(h * w, (h * w,), generator=generator, device=x.device)
@@ -46,9 +48,34 @@ def _uniform(x: Tensor, generator: torch.Generator, width: float, patch_size: tu
     return low + (high - low) * torch.rand(x.shape, generator=generator, device=x.device)
 
 
-METHODS = {"normal": _normal, "pixel": _pixel, "patch": _patch, "uniform": _uniform}
+def _gaussian_color(x: Tensor, generator: torch.Generator, width: float, patch_size: tuple[int, int]) -> Tensor:
+    pixels = x.flatten(1).double()
+    share, turn = torch.linalg.eigh(torch.cov(pixels, correction=0))
+    root = turn @ torch.diag(share.clamp(min=0).sqrt()) @ turn.T  # of the covariance; a grey image has two shares of 0
+    grain = torch.randn(pixels.shape, generator=generator, device=x.device, dtype=pixels.dtype)
+    return (pixels.mean(1, keepdim=True) + root @ grain).to(x.dtype).view_as(x)
 
-# %% ../nbs/02_bootstrap.ipynb #57533383
+
+def _block(x: Tensor, generator: torch.Generator, width: float, patch_size: tuple[int, int]) -> Tensor:
+    _, H, W = x.shape
+    side = max(1, min(H, W) // 8)
+    down, across = -(-H // side), -(-W // side)
+    top, left = (torch.randint(length - side + 1, (down * across,), generator=generator, device=x.device) for length in (H, W))
+    blocks = x.unfold(1, side, 1).unfold(2, side, 1)[:, top, left]  # 3, down * across, side, side
+    return blocks.unflatten(1, (down, across)).transpose(2, 3).reshape(3, down * side, across * side)[:, :H, :W]
+
+
+def _phase(x: Tensor, generator: torch.Generator, width: float, patch_size: tuple[int, int]) -> Tensor:
+    turn = torch.fft.rfft2(torch.randn(x.shape[1:], generator=generator, device=x.device)).angle()  # those of a real image
+    turn[0, 0] = 0  # the mean stays
+    return torch.fft.irfft2(torch.fft.rfft2(x.float()) * torch.exp(1j * turn), s=x.shape[1:]).to(x.dtype)
+
+
+METHODS = {
+    "uniform": _uniform, "normal": _normal, "gaussian_color": _gaussian_color, "pixel": _pixel, "phase": _phase, "patch": _patch, "block": _block,
+}  # fmt: skip
+
+# %% ../nbs/02_bootstrap.ipynb #a267599a
 def generator_of(
     seed: int,  # a seed
     index: int,  # what is drawn: the number of a null image, say
@@ -120,7 +147,7 @@ def check_count(
 def bootstrap_images(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     n: int,  # how many null images
-    method: str | Bootstrap = "normal",  # "normal", "pixel", "patch", "uniform", or a function of yours
+    method: str | Bootstrap = "normal",  # a name in METHODS (see the table above), or a function of yours
     width: float = 1.0,  # for "normal": standard deviations of the image
     patch_size: int | tuple[int, int] | None = None,  # for "patch": height and width, pixels
     seed: int | None = None,  # same seed, same images
@@ -134,10 +161,6 @@ def bootstrap_images(
     check_image(x)
     check_count(n, "n")
     make, seed = check_bootstrap(method, width, patch_size), fresh_seed(seed)
-    if method == "patch":
-        ph, pw = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        if not (ph > 0 and pw > 0) or x.shape[1] % ph or x.shape[2] % pw:
-            raise ValueError(f"patch_size: {patch_size!r} does not divide an image of {x.shape[1]} x {x.shape[2]} px")
     images = torch.empty(n, *x.shape, dtype=x.dtype, device=x.device)
     for i in range(n):
         image = make(x.clone(), generator_of(seed, start + i, x.device))
@@ -146,29 +169,41 @@ def bootstrap_images(
         images[i] = image
     return images
 
-# %% ../nbs/02_bootstrap.ipynb #2e6ce652
+# %% ../nbs/02_bootstrap.ipynb #56690575
 def null_scores(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     vit: ViT,
     n_boot: int = 20,  # how many null images
-    bootstrap: str | Bootstrap = "normal",  # "normal", "pixel", "patch", "uniform", or a function of yours
+    bootstrap: str | Bootstrap = "normal",  # a name in METHODS (see the table above), or a function of yours
     seed: int | None = None,  # same seed, same scores
     batch_size: int | None = None,  # null images scored at a time; default: 16
     width: float = 1.0,  # for "normal": standard deviations of the image
     layer: int = -1,  # the block whose attention is read
+    start: int = 0,  # the number of the first null image; those from 20 on go with an earlier 20
+    keep: np.ndarray | None = None,  # (h, w) bool: patches that stay as they are in every null image; default: none
     progress: bool = False,  # show a progress bar
 ) -> Tensor:  # (n_boot, h, w), float32, on the model's device
     """Attention scores of null images (section 3.1 of arXiv:2604.01339).
 
-    The null images do not depend on `batch_size`, and their scores no more than rounding does (1e-5 in float32). Raises `ValueError` as `bootstrap_images` and `attention_scores` do, and for a `batch_size` below 1.
+    The null images do not depend on `batch_size`, and their scores no more than rounding does (1e-5 in float32). Raises
+    `ValueError` as `bootstrap_images` and `attention_scores` do, for a `batch_size` below 1, and for `keep` of another shape.
     """
     check_count(n_boot, "n_boot")
     batch_size = 16 if batch_size is None else batch_size
     check_count(batch_size, "batch_size")
     x, seed = x.to(vit.device), fresh_seed(seed)
+    kept = None if keep is None else _pixels_of(keep, vit).to(vit.device)
     scores = torch.empty(n_boot, *vit.grid, device=vit.device)
-    for start in tqdm(range(0, n_boot, batch_size), desc="null images", disable=not progress):
-        n = min(batch_size, n_boot - start)
-        images = bootstrap_images(x, n, bootstrap, width, vit.patch_size, seed, start)
-        scores[start : start + n] = attention_scores(images, vit, layer)
+    for done in tqdm(range(0, n_boot, batch_size), desc="null images", disable=not progress):
+        n = min(batch_size, n_boot - done)
+        images = bootstrap_images(x, n, bootstrap, width, vit.patch_size, seed, start + done)
+        scores[done : done + n] = attention_scores(images if kept is None else torch.where(kept, x, images), vit, layer)
     return scores
+
+
+def _pixels_of(patches: np.ndarray, vit: ViT) -> Tensor:
+    "A choice of patches, (h, w) bool, as a choice of pixels, (H, W) bool."
+    patches = torch.as_tensor(patches)
+    if tuple(patches.shape) != tuple(vit.grid) or patches.dtype != torch.bool:
+        raise ValueError(f"keep: expected True and False in the shape of the grid, {vit.grid}; got {tuple(patches.shape)} of {patches.dtype}")
+    return patches.repeat_interleave(vit.patch_size[0], 0).repeat_interleave(vit.patch_size[1], 1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'HUES', 'CLASSES', 'AREA', 'NUMBERS', 'CLOUDS', 'BLOBS', 'Scenes', 'make_scenes']
 
-# %% ../nbs/09_scenes.ipynb #ef5a7f38
+# %% ../nbs/09_scenes.ipynb #dc12469e
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from .bootstrap import check_count, fresh_seed
 from .shrinkage import check_share
 
-# %% ../nbs/09_scenes.ipynb #d30a57fd
+# %% ../nbs/09_scenes.ipynb #da47f698
 def _ring(x: Tensor, y: Tensor) -> Tensor:
     return (torch.hypot(x, y) - 0.75).abs() - 0.25
 
@@ -39,7 +39,7 @@ HUES = ("red", "green", "blue")
 CLASSES = tuple(f"{hue} {shape}" for shape in SHAPES for hue in HUES)
 AREA = (0.03, 0.12)  # the object's share of the picture
 
-# %% ../nbs/09_scenes.ipynb #afed072e
+# %% ../nbs/09_scenes.ipynb #2a9872b6
 NUMBERS = (  # uniform in [0, 1), one of each per scene
     "label light tint_hue tint area x y turn bend_x bend_y stripe_turn stripe_pitch stripe_phase stripe_depth hue saturation value noise noise_side noise_x noise_y"
 ).split()
@@ -111,7 +111,7 @@ def _object(draws: _Draws, labels: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor
     hue = ((labels % len(HUES)).view(-1, 1, 1) / len(HUES) + 0.12 * (u["hue"] - 0.5)) % 1
     return _colour(hue, 0.45 + 0.4 * u["saturation"], value.clamp(0, 1)), distance * scale
 
-# %% ../nbs/09_scenes.ipynb #96e9bcd6
+# %% ../nbs/09_scenes.ipynb #88021003
 def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) -> Tensor:
     "Put noise with the moments of the picture into the background of scene i, both (3, S, S); gives its mask, (S, S)."
     number = lambda name: float(draws.u[name][i])
@@ -126,13 +126,13 @@ def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) ->
     noise[square] = True
     return noise
 
-# %% ../nbs/09_scenes.ipynb #0af0ec7a
+# %% ../nbs/09_scenes.ipynb #4403542f
 class Scenes(NamedTuple):
     "Pictures with their truth."
 
     images: Tensor  # (n, 3, size, size), float32 in [0, 1]
     masks: Tensor  # (n, size, size) bool: pixels of the object
-    labels: Tensor  # (n,) int64: index into CLASSES
+    labels: Tensor  # (n,) int64: index into CLASSES; -1 where there is no object
     noise: Tensor  # (n, size, size) bool: pixels of pure noise beside the object
 
 
@@ -143,6 +143,7 @@ def make_scenes(
     label: int | str | None = None,  # a class of CLASSES, by number or name; default: drawn for each scene
     noise: float = 0.0,  # share of the scenes that hold a square of noise behind the object
     start: int = 0,  # the number of the first; scenes 5 to 7 are the same however they are asked for
+    empty: bool = False,  # leave the objects out: backgrounds alone
 ) -> Scenes:
     "Pictures of one coloured object each, with exact masks. Raises `ValueError` for a class that does not exist, or no scenes."
     check_count(n, "n")
@@ -160,6 +161,8 @@ def make_scenes(
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     colour, distance = _object(draws, labels, x, y)
+    if empty:
+        labels, distance = torch.full_like(labels, -1), torch.ones_like(distance)
     opacity = (0.5 - distance * size / 2).clamp(0, 1)[:, None]  # one pixel of soft edge
     background, masks = _background(draws, x, y), distance < 0
     compose = lambda behind, front, opacity: behind * (1 - opacity) + front * opacity

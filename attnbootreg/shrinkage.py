@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'check_share', 'check_finite', 'shrink']
 
-# %% ../nbs/04_shrinkage.ipynb #8203211a
+# %% ../nbs/04_shrinkage.ipynb #1cc311e6
 import difflib
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .statistics import Significance, as_array
 
-# %% ../nbs/04_shrinkage.ipynb #99488877
+# %% ../nbs/04_shrinkage.ipynb #533d0631
 def _keep_pi0(sig: Significance) -> np.ndarray:
     "The scores of one image that the π₀ rule keeps, (h, w)."
     if sig.recipe == "released":
@@ -23,7 +23,7 @@ def _keep_pi0(sig: Significance) -> np.ndarray:
     keep[np.lexsort((-sig.z.ravel(), sig.p.ravel()))[:count]] = True
     return keep.reshape(sig.p.shape)
 
-# %% ../nbs/04_shrinkage.ipynb #9c4205ce
+# %% ../nbs/04_shrinkage.ipynb #8109b912
 THRESHOLDS = {"z": None, "p": 0.3, "q": 0.1, "lfdr": 0.3, "pi0": None, "posterior": None}
 
 

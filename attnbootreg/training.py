@@ -6,7 +6,7 @@
 __all__ = ['ARCHITECTURE', 'MEAN', 'STD', 'Batch', 'Student', 'token_labelling_loss', 'unevenness', 'train', 'scene_batch',
            'train_scenes', 'evaluate_scenes']
 
-# %% ../nbs/10_training.ipynb #d0a508ed
+# %% ../nbs/10_training.ipynb #b5a79652
 import math
 import os
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 
 from .attention import attention_scores, cls_row, input_of
 from .bootstrap import bootstrap_images, check_count, fresh_seed
-from .loading import ViT, embedded_card, save_embedded
+from .loading import ViT, embedded_card, save_embedded, write_beside
 from .metrics import attention_share, auroc
 from .scenes import CLASSES, HUES, make_scenes
 from .simulation import coverage
 
-# %% ../nbs/10_training.ipynb #1557fde7
+# %% ../nbs/10_training.ipynb #86994ec5
 class Batch(NamedTuple):
     "Pictures with their truth."
 
@@ -70,7 +70,7 @@ def token_labelling_loss(
     weighted = cover * on_object + background * (1 - cover) * log_p[..., -1]
     return F.cross_entropy(logits.float(), batch.labels) - weighted.sum() / (cover + background * (1 - cover)).sum()
 
-# %% ../nbs/10_training.ipynb #c1347490
+# %% ../nbs/10_training.ipynb #63175117
 def unevenness(
     student: Student,
     images: Tensor,  # null images, (N, 3, H, W), normalised
@@ -82,7 +82,7 @@ def unevenness(
     row = cls_row(attn, input_of(attn, lambda: vit.forward_features(images))).mean(1)[:, vit.num_prefix_tokens :]
     return (-row.log().mean(1) - math.log(row.shape[1]) - tolerance).relu().mean()
 
-# %% ../nbs/10_training.ipynb #cc6052c2
+# %% ../nbs/10_training.ipynb #43f44d8c
 def _learning_rate(progress: float, rise: float = 0.15) -> float:
     "Share of the highest learning rate: up in a line, down in a cosine until progress is 1; then from 0.15 down in a line until 1.1."
     if progress > 1:
@@ -147,23 +147,18 @@ def train(
         if (step + 1) % 100 == 0 or step + 1 == total:
             history.append((step + 1, float(np.mean(losses))))
             losses = []
-            _save_state(state, dict(
+            content = dict(
                 begun=begun, step=step + 1, history=history, student=student.state_dict(),
                 optimizers=[optimizer.state_dict() for optimizer in optimizers],
-            ))
+            )  # fmt: skip
+            write_beside({state: lambda file: torch.save(content, file)})
     student.eval()
     return history
 
 
-def _save_state(path: Path, content: dict) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
-# %% ../nbs/10_training.ipynb #6af60716
+
+# %% ../nbs/10_training.ipynb #c729367a
 ARCHITECTURE = dict(img_size=128, patch_size=8, embed_dim=128, depth=6, num_heads=2, num_classes=len(CLASSES))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from attnbootreg import Regularized, attention_scores, load_image, load_vit, make_scenes, null_scores, regularize, shrink, significance
+from attnbootreg import (
+    Regularized, attention_scores, load_image, load_vit, make_scenes, null_scores, regions, regularize, shrink, significance, significance_beside,
+)  # fmt: skip
+from attnbootreg.bootstrap import METHODS
 
 ARRAYS = ("image", "scores", "null", "z", "z0", "p", "q", "lfdr")
 
 
 @pytest.mark.parametrize("recipe", ["calibrated", "paper", "released"])
-@pytest.mark.parametrize("bootstrap", ["normal", "pixel", "patch", "uniform"])
+@pytest.mark.parametrize("bootstrap", list(METHODS))
 def test_same_seed_same_arrays(vit, scene, recipe, bootstrap):
     one, two = (regularize(scene, vit, n_boot=3, bootstrap=bootstrap, recipe=recipe, seed=0) for _ in range(2))
     for name in ARRAYS:
@@ -64,6 +67,26 @@ def test_save_and_load(tmp_path, vit, scene):
     assert again.plot().to_png() == res.plot().to_png()
 
 
+def test_what_was_chosen_is_saved(tmp_path, vit, scene):
+    res = regularize(scene, vit, n_boot="auto", max_boot=20, beside=True, standardize="position", pi0=0.4, seed=0)
+    res.save(tmp_path / "scene")
+    again = Regularized.load(tmp_path / "scene")
+    assert again.settings == res.settings
+    assert again.settings["overrides"] == {"standardize": "position", "pi0": 0.4} and again.settings["n_boot"] == 20 and again.settings["beside"]
+    np.testing.assert_array_equal(again.undecided, res.undecided)
+    np.testing.assert_array_equal(regions(again.sig).labels, regions(res.sig).labels)
+
+
+def test_beside_is_the_rooms_in_line(vit, scene):
+    x = load_image(scene, vit)
+    scores, null = attention_scores(x, vit), null_scores(x, vit, 20, seed=5)
+    found = significance(scores, null).q <= 0.1
+    sig = significance_beside(scores, null, null_scores(x, vit, 20, seed=5, keep=found), found)
+    res = regularize(scene, vit, seed=5, beside=True)
+    np.testing.assert_array_equal(res.p, sig.p)
+    np.testing.assert_array_equal(res.lfdr, sig.lfdr)
+
+
 def test_numpy_numbers_are_numbers(tmp_path, vit, scene):
     res = regularize(scene, vit, n_boot=np.int64(2), alpha=np.float32(0.25), z_min=np.float64(0.5), layer=np.int64(-2), seed=np.int64(1))
     res.save(tmp_path / "scene")
@@ -85,9 +108,9 @@ def test_function_of_your_own(vit, scene):
 
 
 def test_rectangular_grid():
-    vit = load_vit("vit_tiny_patch16_224", pretrained=False, img_size=(48, 80), device="cpu")
+    vit = load_vit("vit_tiny_patch16_224", pretrained=False, img_size=(64, 80), device="cpu")
     res = regularize(np.random.default_rng(0).random((50, 70)), vit, n_boot=2, seed=0)
-    assert res.scores.shape == (3, 5) and res.image.shape == (48, 80, 3)
+    assert res.scores.shape == (4, 5) and res.image.shape == (64, 80, 3)
     assert res.plot().to_png()
 
 

@@ -59,11 +59,23 @@ def test_regularize_equals_the_function(tmp_path, picture):
     np.testing.assert_allclose(Regularized.load(tmp_path / "out" / "a").scores, ours.scores, atol=1e-6)
 
 
+def test_auto_and_beside(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    options = "--n-boot auto --max-boot 20 --beside --standardize position --bootstrap block --seed 1"
+    done = attnbootreg("regularize", "a.png", "--out", "out", *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = Regularized.load(tmp_path / "out" / "a").settings
+    assert settings["auto"] and settings["beside"] and settings["n_boot"] == 20
+    assert settings["bootstrap"] == "block" and settings["overrides"] == {"standardize": "position"}
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [
         (["--alpha", "1.5"], "alpha"),
-        (["--n-boot", "0"], "n_boot"),
+        (["--n-boot", "0"], "n-boot"),
+        (["--n-boot", "some"], "nor auto"),
+        (["--n-boot", "auto", "--max-boot", "0"], "max_boot"),
         (["--model", "vit_tiny_patch16_225"], "did you mean vit_tiny_patch16_224"),
         (["--recipe", "released!"], "calibrated"),
         (["--img-size", "large"], "large"),

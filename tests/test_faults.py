@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attnbootreg import (
-    attention_scores, bootstrap_images, coverage, estimate_pi0, inject_noise, load_image, load_vit, local_fdr, make_scenes, null_scores,
-    q_values, regularize, shrink, significance, square_mask, suppression_factor, upsample,
+    attention_scores, bootstrap_images, coverage, estimate_pi0, familywise_threshold, inject_noise, load_image, load_vit, local_fdr,
+    make_scenes, null_scores, p_errors, p_intervals, q_values, regions, regularize, shrink, significance, significance_beside, square_mask,
+    suppression_factor, true_finds, undecided, upsample,
 )  # fmt: skip
 
-SCORES, NULL = (np.random.default_rng(0).uniform(1, 2, shape) for shape in ((4, 4), (2, 4, 4)))
+SCORES, NULL = (np.random.default_rng(0).uniform(1, 2, shape) for shape in ((5, 5), (2, 5, 5)))
 
 
 def one_line(error):
@@ -136,6 +137,12 @@ def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
         (dict(layer=99), "layer"),
         (dict(batch_size=0), "batch_size"),
         (dict(bootstrap=lambda x, generator: None), "must return a tensor"),
+        (dict(n_boot="many"), "n_boot: .*'auto'"),
+        (dict(n_boot="auto", max_boot=5), "max_boot: .*20"),
+        (dict(standardize="position", n_boot=10), "n_boot: .*position.*at least 20"),
+        (dict(standardize="places"), "standardize: .*'pooled', 'position'"),
+        (dict(pi0="storey"), "pi0: .*'bounded'"),
+        (dict(plusone=True), "did you mean 'plus_one'"),
     ],
 )
 def test_arguments_of_regularize(vit, scene, wrong, says):
@@ -170,6 +177,22 @@ def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
         (lambda vit: make_scenes(1, noise=2), "noise: "),
         (lambda vit: inject_noise(torch.zeros(3, 8, 8, dtype=torch.uint8), np.ones((8, 8), bool)), "floats"),
         (lambda vit: coverage(255 * np.ones((8, 8)), (2, 2)), "mask: "),
+        (lambda vit: significance(SCORES, NULL, standardize="position"), "at least 20 null images"),
+        (lambda vit: significance(SCORES, NULL, q="holm"), "q: .*'bh'"),
+        (lambda vit: q_values([0.5], method="holm"), "method: .*'by'"),
+        (lambda vit: estimate_pi0([0.5], "best"), "method"),
+        (lambda vit: p_errors(SCORES, NULL[:1]), "z0: .*at least 2"),
+        (lambda vit: p_intervals(SCORES, NULL, 1.0), "confidence"),
+        (lambda vit: undecided(SCORES, NULL[:, :2], 0.1), "z0: .*shape"),
+        (lambda vit: regions(significance(SCORES, NULL), alpha=2), "alpha"),
+        (lambda vit: regions(significance(SCORES, NULL), confidence=0.0), "confidence"),
+        (lambda vit: regions(significance(SCORES[None], NULL[None])), "sig: .*one by one"),
+        (lambda vit: familywise_threshold(significance(SCORES, NULL), 0.05), "alpha: .*at least 19 null images"),
+        (lambda vit: true_finds(SCORES / 2, np.ones(3, bool)), "chosen"),
+        (lambda vit: true_finds(SCORES, SCORES > 1), r"p: .*\[0, 1\]"),
+        (lambda vit: significance_beside(SCORES, NULL, NULL, np.ones((5, 5), bool)), "found: .*at least one False"),
+        (lambda vit: significance_beside(SCORES, NULL, NULL[:1], SCORES > 1.5), "beside: shape"),
+        (lambda vit: null_scores(torch.rand(3, 128, 128), vit, keep=np.ones((4, 4), bool)), "keep: .*grid"),
         (lambda vit: estimate_pi0([0.5, 1.5]), r"p: .*\[0, 1\]"),
         (lambda vit: q_values([0.5], 2.0), "pi0: "),
         (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", z_min=float("nan")), "z_min: "),
@@ -199,6 +222,14 @@ def test_arguments_of_everything_else(vit, call, says):
     with pytest.raises((ValueError, TypeError), match=says) as error:
         call(vit)
     one_line(error)
+
+
+def test_too_few_scores_for_a_density_fall_back_and_say_so():
+    rng = np.random.default_rng(0)
+    scores, null = rng.gamma(3, 1, (3, 4)), rng.gamma(3, 1, (5, 3, 4))
+    with pytest.warns(UserWarning, match="12 scores are too few for a density; fell back on their q-values"):
+        sig = significance(scores, null)
+    np.testing.assert_array_equal(sig.lfdr, sig.q)
 
 
 def test_no_weights_without_a_network(monkeypatch, tmp_path):

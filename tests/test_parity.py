@@ -56,4 +56,6 @@ def test_r_qvalue(data):
     assert estimate_pi0(r["p"], "smoother") == pytest.approx(r["pi0_smoother"], abs=1e-4)
     for method in ("bootstrap", "smoother"):
         np.testing.assert_allclose(q_values(r["p"], float(r[f"pi0_{method}"])), r[f"q_{method}"], atol=1e-6)
+    for method in ("bh", "by"):
+        np.testing.assert_allclose(q_values(r["p"], method=method), stats.false_discovery_control(r["p"], method=method), atol=1e-12)
     np.testing.assert_allclose(q_values(r["p"]), stats.false_discovery_control(r["p"]), atol=1e-12)

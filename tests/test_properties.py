@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from attnbootreg import (
-    attention_share, auroc, coverage, estimate_pi0, inject_noise, p_values, q_values, roi_percentile, sensitivity, shrink, significance,
-    specificity, square_mask, upsample,
+    attention_share, auroc, coverage, estimate_pi0, familywise_p, hommel_bound, inject_noise, local_fdr, p_errors, p_intervals, p_values,
+    q_values, regions, roi_percentile, sensitivity, shrink, significance, specificity, square_mask, true_finds, upsample,
 )  # fmt: skip
 from attnbootreg.statistics import RECIPES
 
@@ -92,10 +92,75 @@ def test_p_is_the_count_by_hand(case):
 @FAST
 @given(arrays(np.float64, st.integers(2, 80), elements=st.floats(0, 1)))
 def test_pi0_and_q_of_any_p(p):
-    for method in ("bootstrap", "smoother", "released", 0.5):
+    for method in ("bootstrap", "smoother", "hommel", "bounded", "released", 0.5):
         assert 0 <= estimate_pi0(p, method) <= 1
+    assert estimate_pi0(p, "bounded") <= estimate_pi0(p, "hommel")
     q = q_values(p)
     assert (q >= p - 1e-12).all() and (np.diff(q[np.argsort(p)]) >= -1e-12).all()
+
+
+@FAST
+@given(attention(), st.sampled_from(["bh", "by", "storey"]), st.sampled_from(["bounded", "hommel", "bootstrap", "smoother", 0.3]))
+def test_choices_change_one_thing_at_a_time(case, q, pi0):
+    one, other = significance(*case), significance(*case, q=q, pi0=pi0)
+    np.testing.assert_array_equal(one.p, other.p)
+    assert other.pi0 == estimate_pi0(one.p, pi0)
+    np.testing.assert_array_equal(other.q, q_values(one.p, other.pi0, q))
+
+
+@FAST
+@given(st.integers(0, 10**6), st.floats(0.01, 100))
+def test_z_by_position_is_free_of_scale_and_order(seed, factor):
+    rng = np.random.default_rng(seed)
+    scores, null = rng.gamma(3, 1, (5, 7)) + 0.01, rng.gamma(3, 1, (20, 5, 7)) + 0.01
+    one = significance(scores, null, standardize="position")
+    np.testing.assert_allclose(significance(factor * scores, factor * null, standardize="position").z, one.z, atol=1e-6)
+    order = rng.permutation(35)
+    moved = significance(scores.ravel()[order].reshape(5, 7), null.reshape(20, 35)[:, order].reshape(20, 5, 7), standardize="position")
+    np.testing.assert_allclose(moved.z.ravel(), one.z.ravel()[order], atol=1e-6)
+
+
+@FAST
+@given(arrays(np.float64, st.integers(20, 120), elements=st.floats(0, 1)))
+def test_any_p_have_a_local_rate(p):
+    rates = local_fdr(-p, -np.linspace(0, 1, 200))
+    assert ((0 <= rates) & (rates <= 1)).all() and (np.diff(rates[np.argsort(p)]) >= 0).all()
+
+
+@FAST
+@given(arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1)), st.floats(0.01, 0.5), st.data())
+def test_bounds_of_sets(p, alpha, data):
+    chosen = data.draw(arrays(bool, len(p)))
+    h = hommel_bound(p, alpha)
+    survives = [i for i in range(len(p) + 1) if (i * np.sort(p)[len(p) - i :] > np.arange(1, i + 1) * alpha).all()]
+    assert h == max(survives)
+    assert true_finds(p, np.ones(len(p), bool), alpha) == len(p) - h  # the whole image
+    part, rest = true_finds(p, chosen, alpha), true_finds(p, ~chosen, alpha)
+    assert 0 <= part <= chosen.sum() and part + rest <= len(p) - h
+
+
+@FAST
+@given(attention(), st.floats(0.02, 0.5))
+def test_regions_cover_what_is_significant(case, alpha):
+    sig = significance(*case)
+    found = regions(sig, alpha)
+    np.testing.assert_array_equal(found.labels > 0, (sig.p <= alpha) & (sig.z > 0))
+    table = found.table
+    assert (np.diff(table["patches"]) <= 0).all() and table["patches"].sum() == (found.labels > 0).sum()
+    assert table["true_share"].between(0, 1).all() and table["size_p"].between(0, 1).all() and (table["peak_z"] >= table["mean_z"]).all()
+    assert (familywise_p(sig) >= 1 / (1 + len(case[1]))).all()
+
+
+@FAST
+@given(attention())
+def test_intervals_hold_the_estimate(case):
+    sig = significance(*case)
+    if len(sig.z0) < 2:
+        return
+    low, high = p_intervals(sig.z, sig.z0)
+    estimate = p_values(sig.z, sig.z0, plus_one=False)
+    assert ((0 <= low) & (low <= estimate + 1e-9) & (estimate <= high + 1e-9) & (high <= 1)).all()
+    assert (p_errors(sig.z, sig.z0) <= 0.5).all()
 
 
 @FAST

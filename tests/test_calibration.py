@@ -1,0 +1,188 @@
+"The statistics keep what they promise, where the truth is known."
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.ndimage import gaussian_filter
+
+from attnbootreg import (
+    attention_scores, estimate_pi0, familywise_p, local_fdr, make_scenes, null_scores, p_intervals, p_values, q_values, regions, regularize,
+    significance, srmsd, true_finds, undecided, z_scores,
+)  # fmt: skip
+
+SIGNAL = stats.norm(2, 1)
+
+
+def standard(distribution, *shape):
+    "The distribution with mean 0 and standard deviation 1."
+    mean, sd = distribution.mean(*shape), distribution.std(*shape)
+    return distribution(*shape, loc=-mean / sd, scale=1 / sd)
+
+
+NULLS = {
+    "normal": stats.norm(), "gamma": standard(stats.gamma, 4), "lognormal": standard(stats.lognorm, 0.5), "t4": standard(stats.t, 4),
+    "skew t": standard(stats.jf_skew_t, 6, 3),
+}  # fmt: skip
+
+
+def within(runs, rate=0.05):
+    "The rate plus two standard errors of a share of that many runs."
+    return rate + 2 * np.sqrt(rate * (1 - rate) / runs)
+
+
+def two_groups(null, pi0, n, B, rng):
+    "Observed z (1, n), null z (B, 1, n), and which of the observed are chance."
+    is_chance = rng.random((1, n)) < pi0
+    z = np.where(is_chance, null.rvs((1, n), random_state=rng), SIGNAL.rvs((1, n), random_state=rng))
+    return z, null.rvs((B, 1, n), random_state=rng), is_chance
+
+
+@pytest.fixture(scope="module")
+def noise(vit):
+    "Scores and null scores of 300 images of i.i.d. normal pixels."
+    images = [torch.randn(3, *vit.img_size, generator=torch.Generator().manual_seed(i)) for i in range(300)]
+    return np.stack([attention_scores(x, vit) for x in images]), np.stack([null_scores(x, vit, 20, seed=i) for i, x in enumerate(images)])
+
+
+@pytest.mark.parametrize("standardize", ["pooled", "position"])
+def test_images_of_noise(noise, standardize):
+    sig = significance(*noise, standardize=standardize)
+    for alpha in (0.05, 0.1, 0.3):
+        assert abs((sig.p <= alpha).mean() - alpha) <= 0.01
+    assert abs(srmsd(sig.p)) <= 0.02
+    assert sig.pi0.mean() >= 0.92
+
+
+@pytest.mark.parametrize("null", NULLS)
+@pytest.mark.parametrize("B", [1, 5, 20])
+def test_chance_beside_signal(null, B):
+    rng = np.random.default_rng(0)
+    for pi0 in (0.5, 0.8, 0.95):
+        p = [p_values(z, z0)[is_chance] for z, z0, is_chance in (two_groups(NULLS[null], pi0, 784, B, rng) for _ in range(300))]
+        for alpha in (0.05, 0.1, 0.3):
+            assert abs(np.mean([(one <= alpha).mean() for one in p]) - alpha) <= 0.01
+
+
+@pytest.mark.parametrize("pi0", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("n", [256, 784])
+def test_false_discovery_rate(pi0, n):
+    rng, levels, false = np.random.default_rng(1), np.array([0.05, 0.1, 0.2, 0.3]), []
+    for _ in range(1000):
+        z, z0, is_chance = two_groups(NULLS["normal"], pi0, n, 20, rng)
+        p = p_values(z, z0)
+        q = q_values(p, estimate_pi0(p, "bounded"))
+        false.append([((q <= level) & is_chance).sum() / max(1, (q <= level).sum()) for level in levels])
+    assert (np.mean(false, 0) <= 1.1 * levels + 2 * np.std(false, 0) / np.sqrt(1000)).all()
+
+
+def test_local_rates_against_the_truth():
+    rng, ours, theirs = np.random.default_rng(2), {}, {}
+    for name, null in NULLS.items():
+        for n, runs in ((256, 12), (784, 8), (3721, 4)):
+            for pi0 in (0.5, 0.8, 0.95):
+                errors = []
+                for _ in range(runs):
+                    z, z0, _ = two_groups(null, pi0, n, 20, rng)
+                    truth = pi0 * null.pdf(z) / (pi0 * null.pdf(z) + (1 - pi0) * SIGNAL.pdf(z))
+                    errors.append([np.abs(significance(z, z0, recipe, "linear").lfdr - truth).mean() for recipe in ("calibrated", "released")])
+                ours[name, n, pi0], theirs[name, n, pi0] = np.mean(errors, 0)
+    assert np.mean(list(ours.values())) <= 0.75 * np.mean(list(theirs.values()))
+    for cell in ours:
+        assert ours[cell] <= (2 if cell[0] == "normal" else 1) * theirs[cell], cell
+        assert cell[1] < 3721 or ours[cell] <= 0.04, cell
+
+
+@pytest.mark.parametrize("n", [64, 10_000])
+def test_local_rates_of_small_and_large_grids(n):
+    z, z0, _ = two_groups(NULLS["gamma"], 0.8, n, 5, np.random.default_rng(3))
+    rates = local_fdr(z, z0, 0.8)
+    truth = 0.8 * NULLS["gamma"].pdf(z) / (0.8 * NULLS["gamma"].pdf(z) + 0.2 * SIGNAL.pdf(z))
+    assert (np.diff(rates.ravel()[np.argsort(z.ravel())]) <= 0).all() and np.abs(rates - truth).mean() <= (0.1 if n == 64 else 0.03)
+
+
+def fields(rng, sigma):
+    "21 normal fields, correlated over about sigma patches."
+    noise = rng.normal(size=(21, 16, 16))
+    return noise if sigma == 0 else gaussian_filter(noise, (0, sigma, sigma), mode="wrap") * 2 * np.sqrt(np.pi) * sigma
+
+
+@pytest.mark.parametrize("sigma", [0, 1, 2])
+def test_region_bounds_hold_together(sigma):
+    rng, failed = np.random.default_rng(4), 0
+    row, column = np.mgrid[:16, :16]
+    disc = np.hypot(row - 8, column - 5) < 4
+    for _ in range(1000):
+        field = fields(rng, sigma)
+        sig = significance(field[0] + 2.5 * disc, field[1:], scale="linear")
+        found = regions(sig)
+        real = np.array([disc[found.labels == number].mean() for number in found.table.index])
+        whole = true_finds(sig.p, np.ones(disc.shape, bool)) > disc.sum()
+        failed += whole or bool((found.table["true_share"].to_numpy() > real + 1e-9).any())
+    assert failed / 1000 <= within(1000)
+
+
+@pytest.mark.parametrize("sigma", [0, 1])
+@pytest.mark.parametrize("standardize", ["pooled", "position"])
+def test_familywise_error(sigma, standardize):
+    rng = np.random.default_rng(5)
+    images = [significance(field[0], field[1:], scale="linear", standardize=standardize) for field in (fields(rng, sigma) for _ in range(1000))]
+    assert np.mean([(familywise_p(sig) <= 0.05).any() for sig in images]) <= within(1000)
+
+
+def test_positions_that_differ():
+    rng, levels, rates = np.random.default_rng(6), np.linspace(-1, 1, 256).reshape(16, 16), []
+    for null in (NULLS["normal"], NULLS["gamma"]):
+        for _ in range(100):
+            all_scores = levels + np.exp(levels / 4) * null.rvs((21, 16, 16), random_state=rng)
+            p = significance(all_scores[0], all_scores[1:], scale="linear", standardize="position").p
+            rates.append([(p <= alpha).mean() for alpha in (0.05, 0.1, 0.3)])
+    assert (np.abs(np.mean(rates, 0) - [0.05, 0.1, 0.3]) <= 0.01).all()
+
+
+def test_intervals_after_stopping_early():
+    rng, covered = np.random.default_rng(7), []
+    for _ in range(400):
+        level = rng.choice([0.0, 0.2, 0.4])
+        draw = lambda B: rng.normal(size=(B, 16, 16)) + level * rng.normal(size=(B, 1, 1))
+        z, z0 = draw(1)[0], draw(20)
+        while undecided(z, z0, 0.05).mean() > 0.02 and len(z0) < 200:
+            z0 = np.concatenate([z0, draw(20)])
+        low, high = p_intervals(z, z0)
+        truth = stats.norm.sf(z / np.sqrt(1 + level**2))
+        covered.append(((low <= truth) & (truth <= high)).mean())
+    assert np.mean(covered) >= 0.99 - 2 * np.std(covered) / np.sqrt(len(covered))
+
+
+def test_auto_stops_when_decided(vit):
+    pure = np.random.default_rng(0).random((128, 128, 3))
+    res = regularize(pure, vit, n_boot="auto", alpha=0.1, seed=0, max_boot=60)
+    assert res.settings["auto"] and res.settings["n_boot"] == len(res.null) in (40, 60)
+    assert res.undecided.mean() <= 0.02 or len(res.null) == 60
+    fixed = regularize(pure, vit, n_boot=len(res.null), alpha=0.1, seed=0)
+    np.testing.assert_allclose(fixed.null, res.null, rtol=1e-4)
+
+
+def test_beside_is_valid_on_noise_next_to_an_object(vit):
+    from attnbootreg import coverage, inject_noise, load_image, square_mask
+
+    rates = []
+    for i in range(30):
+        scene = make_scenes(1, 5_500_000, start=i)
+        square = square_mask(vit.img_size, seed=i, avoid=scene.masks[0])
+        noisy = inject_noise(load_image(scene.images[0], vit), square, seed=i)
+        x = (noisy * torch.tensor(vit.std)[:, None, None] + torch.tensor(vit.mean)[:, None, None]).clamp(0, 1)
+        inside = coverage(square, vit.grid) == 1
+        rates.append([(regularize(x, vit, seed=i, beside=beside).p[inside] <= 0.3).mean() for beside in (False, True)])
+    alone, beside = np.mean(rates, 0)
+    assert alone < beside <= 0.35  # closer to 0.3 than alone; the squares of 30 scenes vary
+
+
+def test_z_by_position_of_a_batch_is_that_of_each():
+    rng = np.random.default_rng(8)
+    scores, null = rng.gamma(3, 1, (3, 8, 8)), rng.gamma(3, 1, (3, 20, 8, 8))
+    z, z0 = z_scores(scores, null, standardize="position")
+    for i in range(3):
+        one, one0 = z_scores(scores[i], null[i], standardize="position")
+        np.testing.assert_allclose(z[i], one, atol=1e-10)
+        np.testing.assert_allclose(z0[i], one0, atol=1e-10)

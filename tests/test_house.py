@@ -83,7 +83,7 @@ def test_public_parameters_say_what_they_are():
         source = inspect.getsource(inspect.unwrap(item))
         for name in inspect.signature(item).parameters:
             if name != "vit":
-                assert re.search(rf"^    {name}\b[^#\n]*#.+$", source, re.M), f"{item.__name__}: {name}"
+                assert re.search(rf"^    \**{name}\b[^#\n]*#.+$", source, re.M), f"{item.__name__}: {name}"
 
 
 def test_embedded_models_are_small():

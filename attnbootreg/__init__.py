@@ -6,21 +6,23 @@ from attnbootreg.arb import Regularized, regularize
 from attnbootreg.attention import attention_scores, upsample
 from attnbootreg.bootstrap import bootstrap_images, null_scores
 from attnbootreg.loading import ViT, list_models, load_image, load_vit
-from attnbootreg.metrics import attention_share, auroc, roi_nonzero, roi_percentile, sensitivity, specificity, srmsd, suppression_factor
+from attnbootreg.metrics import (
+    Tradeoff, attention_share, auroc, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd, suppression_factor, tradeoff,
+)  # fmt: skip
 from attnbootreg.precision import p_errors, p_intervals, undecided
 from attnbootreg.clusters import Regions, familywise_p, familywise_threshold, regions, true_finds
 from attnbootreg.scenes import Scenes, make_scenes
 from attnbootreg.shrinkage import shrink
-from attnbootreg.simulation import coverage, inject_noise, square_mask
+from attnbootreg.simulation import coverage, diffuse_mask, inject_noise, square_mask
 from attnbootreg.statistics import (
     Significance, estimate_pi0, hommel_bound, local_fdr, p_values, q_values, significance, significance_beside, z_scores,
 )  # fmt: skip
 
 __all__ = [
-    "Regions", "Regularized", "Scenes", "Significance", "ViT",
-    "attention_scores", "attention_share", "auroc", "bootstrap_images", "coverage", "estimate_pi0", "familywise_p", "familywise_threshold",
-    "hommel_bound", "inject_noise", "list_models", "load_image", "load_vit", "local_fdr", "make_scenes", "null_scores", "p_errors",
-    "p_intervals", "p_values", "q_values", "regions", "regularize", "roi_nonzero", "roi_percentile", "sensitivity", "shrink",
-    "significance", "significance_beside", "specificity", "square_mask", "srmsd", "suppression_factor", "true_finds", "undecided",
-    "upsample", "z_scores",
+    "Regions", "Regularized", "Scenes", "Significance", "Tradeoff", "ViT",
+    "attention_scores", "attention_share", "auroc", "bootstrap_images", "coverage", "diffuse_mask", "estimate_pi0", "familywise_p",
+    "familywise_threshold", "hommel_bound", "inject_noise", "list_models", "load_image", "load_vit", "local_fdr", "make_scenes",
+    "null_scores", "p_errors", "p_intervals", "p_values", "q_values", "regions", "regularize", "roi_nonzero", "roi_percentile",
+    "roi_threshold", "sensitivity", "shrink", "significance", "significance_beside", "specificity", "square_mask", "srmsd",
+    "suppression_factor", "tradeoff", "true_finds", "undecided", "upsample", "z_scores",
 ]

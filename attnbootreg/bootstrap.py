@@ -147,7 +147,7 @@ def check_count(
 def bootstrap_images(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     n: int,  # how many null images
-    method: str | Bootstrap = "normal",  # a name in METHODS (see the table above), or a function of yours
+    method: str | Bootstrap = "normal",  # "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block", or a function of yours
     width: float = 1.0,  # for "normal": standard deviations of the image
     patch_size: int | tuple[int, int] | None = None,  # for "patch": height and width, pixels
     seed: int | None = None,  # same seed, same images
@@ -174,7 +174,7 @@ def null_scores(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     vit: ViT,
     n_boot: int = 20,  # how many null images
-    bootstrap: str | Bootstrap = "normal",  # a name in METHODS (see the table above), or a function of yours
+    bootstrap: str | Bootstrap = "normal",  # "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block", or a function of yours
     seed: int | None = None,  # same seed, same scores
     batch_size: int | None = None,  # null images scored at a time; default: 16
     width: float = 1.0,  # for "normal": standard deviations of the image

@@ -6,6 +6,7 @@
 __all__ = ['app', 'Recipe', 'Method', 'Standardize', 'Dtype', 'regularize', 'demo', 'models', 'train_scenes']
 
 # %% ../nbs/14_cli.ipynb #bdb984a2
+import re
 import sys
 from enum import Enum
 from itertools import chain, count
@@ -25,8 +26,9 @@ Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str
 
 
 def _stop(error: Exception, status: int) -> NoReturn:
-    "One clear line on standard error, and out."
-    typer.echo(f"attnbootreg: {error}", err=True)
+    "One clear line on standard error, and out; an argument has the name that it has on the command line."
+    text = re.sub(r"^\w+(?=:)", lambda name: name[0].replace("_", "-"), str(error))
+    typer.echo(f"attnbootreg: {text}", err=True)
     raise typer.Exit(status)
 
 
@@ -44,9 +46,7 @@ def _n_boot(text: Optional[str]) -> int | str | None:
     "20 or auto."
     if text is None or text == "auto":
         return text
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"n-boot: {text!r} is neither a number of at least 1 nor auto")
-    return int(text)
+    return int(text) if text.isdigit() else text  # what is no number is refused with all other arguments
 
 
 def _table(summary: object) -> str:
@@ -67,25 +67,27 @@ def regularize(
     max_boot: Annotated[int, typer.Option(help="For --n-boot auto: the most null images.")] = 200,
     bootstrap: Annotated[Method, typer.Option(help="How null images are made.")] = Method.normal,
     recipe: Annotated[Recipe, typer.Option(help="Choices for the statistics.")] = Recipe.calibrated,
-    standardize: Annotated[Standardize, typer.Option(help="z by all null scores, or each patch by its own (20 null images or more).")] = Standardize.pooled,
-    beside: Annotated[bool, typer.Option("--beside", help="Compare what is not found with noise beside what is; twice the null images.")] = False,
+    standardize: Annotated[Optional[Standardize], typer.Option(help="z by all null scores (the default), or each patch by its own (20 null images or more).")] = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Compare what is not found (q <= level) with noise beside what is; twice the null images.")] = False,
     alpha: Annotated[float, typer.Option(help="The map p keeps p <= alpha.")] = 0.3,
     lam: Annotated[float, typer.Option(help="The map lfdr keeps lfdr <= lam.")] = 0.3,
+    level: Annotated[float, typer.Option(help="The map q keeps q <= level.")] = 0.1,
     seed: Annotated[Optional[int], typer.Option(help="Same seed, same result; image i uses seed + i.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[Optional[Dtype], typer.Option(help="Number format of the model.")] = None,
 ) -> None:
     "Regularize the attention of pictures."
     from attnbootreg import arb, loading
-    from attnbootreg.bootstrap import check_count, fresh_seed
-    from attnbootreg.shrinkage import check_share
+    from attnbootreg.bootstrap import fresh_seed
+    from attnbootreg.statistics import check_share
 
     try:
         seed = fresh_seed(seed)
-        n_boot = _n_boot(n_boot)
-        check_count(max_boot, "max_boot")
+        choices = {} if standardize is None else {"standardize": standardize.value}
+        n_boot = arb.check_n_boot(_n_boot(n_boot), max_boot, recipe.value, beside, **choices)
         check_share(alpha, "alpha")
         check_share(lam, "lam")
+        check_share(level, "level")
         names = _names(images)
         for image, name in zip(images, names):
             arb.check_not_source(out / f"{name}.png", image)
@@ -97,7 +99,7 @@ def regularize(
         try:
             result = arb.regularize(
                 image, vit, n_boot, bootstrap.value, recipe.value, alpha, lam, seed + i,
-                max_boot=max_boot, beside=beside, standardize=standardize.value,
+                level, max_boot=max_boot, beside=beside, **choices,
             )  # fmt: skip
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             tqdm.write(f"attnbootreg: {error}", file=sys.stderr)

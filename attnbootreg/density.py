@@ -13,9 +13,11 @@ from scipy.optimize import minimize
 def decreasing_density(
     p: np.ndarray,  # p-values, (n,)
 ) -> np.ndarray:  # (n,): the density at each of them, at least as high for a smaller p; 1 everywhere is chance
-    "Maximum-likelihood mixture of Beta(1, b) densities, b = 1, 2, 4, ... up to n/2."
+    "Maximum-likelihood mixture of Beta(1, b) densities, b = 1, 2, 4, ... up to n/2. Raises `ValueError` for p outside [0, 1]."
+    if np.ndim(p) != 1 or not len(p) or not (0 <= np.min(p) and np.max(p) <= 1):
+        raise ValueError(f"p: expected p-values (n,) in [0, 1], got shape {np.shape(p)}")
     values, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
-    steepness = 2.0 ** np.arange(1 + np.log2(max(len(p) / 2, 1)))
+    steepness = 2.0 ** np.arange(1 + int(np.log2(max(len(p) / 2, 1))))
     parts = steepness * (1 - values)[:, None] ** (steepness - 1)
     shares = counts / len(p)
 

@@ -6,7 +6,7 @@
 __all__ = ['MAP_TITLES', 'Picture', 'plot_images', 'plot_map', 'plot_maps', 'plot_regions', 'plot_curves', 'plot_histogram',
            'plot_regularized']
 
-# %% ../nbs/05_plots.ipynb #95c1e04e
+# %% ../nbs/05_plots.ipynb #71ac10c7
 import io
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-# %% ../nbs/05_plots.ipynb #a6defa98
+# %% ../nbs/05_plots.ipynb #63265327
 class Picture(Figure):
     "A matplotlib figure that a notebook shows once."
 
@@ -41,7 +41,7 @@ def _grid(n: int, columns: int, size: float = 2.2) -> tuple[Picture, list[Axes]]
         ax.set_axis_off()
     return picture, axes[:n]
 
-# %% ../nbs/05_plots.ipynb #42c381df
+# %% ../nbs/05_plots.ipynb #a5f990e2
 def plot_images(
     images: Sequence[np.ndarray],  # each (H, W, 3) or (H, W)
     titles: Sequence[str] = (),  # a title each
@@ -82,21 +82,23 @@ def plot_maps(
     "Maps side by side on one colour scale, zeros without colour."
     maps = {title: np.asarray(map) for title, map in maps.items()}
     top = max(map.max() for map in maps.values())
-    picture, axes = _grid(len(maps), columns, size=1.5)
+    picture, axes = _grid(len(maps), columns, size=1.5 if len(maps) > 1 else 2.5)  # one alone needs room for its colour bar
     for ax, (title, map) in zip(axes, maps.items()):
         plot_map(ax, map, top)
         ax.set_title(title, fontsize="small")
     _colour_bar(picture, axes, top)
     return picture
 
-# %% ../nbs/05_plots.ipynb #5536390e
+# %% ../nbs/05_plots.ipynb #6291fa15
 def plot_regions(
     image: np.ndarray,  # (H, W, 3)
-    labels: np.ndarray,  # (h, w) int: 0 is no region
-    notes: Sequence[str] = (),  # one for region 1, 2, ...
+    labels: np.ndarray,  # (h, w) int: 0 is no region; must divide H and W
+    notes: Sequence[str] = (),  # one for region 1, 2, ...; may be empty
     ax: Axes | None = None,  # where to draw; default: a picture of its own
 ) -> Picture:
-    "Regions of patches on their image. Gives the picture that holds them."
+    "Regions of patches on their image; gives the picture that holds them. Raises `ValueError` if the two do not fit."
+    if np.ndim(image) != 3 or np.shape(image)[2] != 3 or np.shape(image)[0] % len(labels) or np.shape(image)[1] % len(labels[0]):
+        raise ValueError(f"image: expected (H, W, 3) with H and W multiples of the grid {np.shape(labels)}, got {np.shape(image)}; use res.image")
     if ax is None:
         ax = Picture(figsize=(3.2, 3.2), layout="constrained").subplots()
     H, W = np.shape(image)[:2]
@@ -104,7 +106,9 @@ def plot_regions(
     ax.imshow(image)
     ax.imshow(np.where(pixels[..., None] > 0, (1.0, 1, 1, 0), (1, 1, 1, 0.6)))
     for number, note in enumerate(notes, start=1):
-        ax.contour(np.pad(pixels == number, 1), [0.5], colors="black", linewidths=1.2, extent=(-1.5, W + 0.5, -1.5, H + 0.5))
+        ax.contour(np.pad(pixels == number, 1), [0.5], colors="black", linewidths=1.2, extent=(-1, W, -1, H))
+        if not note:
+            continue
         rows, columns = np.nonzero(pixels == number)
         low = rows.min() < 0.12 * H  # no place above: write below
         ax.annotate(note, (columns.mean(), rows.max() if low else rows.min()), (0, -3 if low else 3), textcoords="offset points",
@@ -112,19 +116,22 @@ def plot_regions(
     ax.set(xticks=[], yticks=[], xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
     return ax.get_figure()
 
-# %% ../nbs/05_plots.ipynb #9e1aedc4
+# %% ../nbs/05_plots.ipynb #40a7e7bd
 def plot_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],  # label, and the points' x and y
     xlabel: str,
     ylabel: str,
+    points: Mapping[str, tuple[float, float]] | None = None,  # label, and x and y of single points
 ) -> Picture:
     "Lines in one panel; the last is dashed, as a reference."
-    picture = Picture(figsize=(5, 3), layout="constrained")
+    picture = Picture(figsize=(6.5, 3), layout="constrained")
     ax = picture.subplots()
     for i, (label, (x, y)) in enumerate(curves.items()):
         ax.plot(x, y, "--" if i == len(curves) - 1 > 0 else "-", label=label)
+    for label, (x, y) in (points or {}).items():
+        ax.plot(x, y, "o", label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend(frameon=False, fontsize="small")
+    picture.legend(loc="outside right upper", frameon=False, fontsize="small")
     ax.spines[["top", "right"]].set_visible(False)
     return picture
 
@@ -149,7 +156,7 @@ def plot_histogram(
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(frameon=False, fontsize="x-small")
 
-# %% ../nbs/05_plots.ipynb #66c1e467
+# %% ../nbs/05_plots.ipynb #305034aa
 MAP_TITLES = {"z": "z ≥ {z_min:g}", "p": "p ≤ {alpha:g}", "q": "q ≤ {level:g}", "lfdr": "lfdr ≤ {lam:g}", "pi0": "π₀ = {pi0:.2f}", "posterior": "posterior"}
 
 

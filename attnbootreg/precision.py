@@ -9,7 +9,7 @@ __all__ = ['p_errors', 'p_intervals', 'undecided']
 import numpy as np
 from scipy.stats import beta, t
 
-from .statistics import as_array
+from .statistics import as_array, check_share
 
 # %% ../nbs/03b_precision.ipynb #d0d48e0e
 def _shares(z: np.ndarray, z0: np.ndarray, alternative: str) -> np.ndarray:
@@ -28,10 +28,20 @@ def p_errors(
     z: np.ndarray,  # observed z-scores, (h, w)
     z0: np.ndarray,  # null z-scores, (B, h, w), B at least 2
     alternative: str = "greater",  # "greater", or "two-sided" on absolute values
+    standardize: str = "pooled",  # how z were made: "pooled" or "position"
 ) -> np.ndarray:  # (h, w)
     "Monte Carlo standard errors of the p-values, clustered by null image. Raises `ValueError` for a single null image."
     shares = _shares(z, z0, alternative)
-    return shares.std(0, ddof=1) / np.sqrt(len(shares))
+    errors = shares.std(0, ddof=1) / np.sqrt(len(shares))
+    if standardize == "pooled":
+        return errors
+    own = _own_error(z, len(z0))
+    return np.hypot(errors, (_shares(z - own, z0, alternative).mean(0) - _shares(z + own, z0, alternative).mean(0)) / 2)
+
+
+def _own_error(z: np.ndarray, B: int) -> np.ndarray:
+    "Standard errors of z that were standardized by a mean and a standard deviation of B numbers."
+    return np.sqrt((1 + np.square(z) / 2) / B)
 
 # %% ../nbs/03b_precision.ipynb #3358b583
 def p_intervals(
@@ -39,8 +49,12 @@ def p_intervals(
     z0: np.ndarray,  # null z-scores, (B, h, w), B at least 2
     confidence: float = 0.99,  # of each interval
     alternative: str = "greater",  # "greater", or "two-sided" on absolute values
+    standardize: str = "pooled",  # how z were made: "pooled" or "position"
 ) -> tuple[np.ndarray, np.ndarray]:  # lower and upper ends, (h, w)
-    "Intervals for the p-values that infinitely many null images would give (Korn and Graubard, 1998)."
+    "Intervals for the p-values that infinitely many null images would give (Korn and Graubard, 1998). Raises `ValueError` for a single null image."
+    if standardize == "position":
+        own = t.ppf((1 + confidence) / 2, len(z0) - 1) * _own_error(z, len(z0))
+        return p_intervals(z + own, z0, confidence, alternative)[0], p_intervals(z - own, z0, confidence, alternative)[1]
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: must lie between 0 and 1, got {confidence!r}")
     shares = _shares(z, z0, alternative)
@@ -63,7 +77,9 @@ def undecided(
     alpha: float,  # the threshold of p
     confidence: float = 0.99,  # of each interval
     alternative: str = "greater",  # "greater", or "two-sided" on absolute values
+    standardize: str = "pooled",  # how z were made: "pooled" or "position"
 ) -> np.ndarray:  # (h, w) bool
     "Scores whose interval holds alpha: other null images might decide otherwise."
-    low, high = p_intervals(z, z0, confidence, alternative)
+    check_share(alpha, "alpha")
+    low, high = p_intervals(z, z0, confidence, alternative, standardize)
     return (low < alpha) & (alpha < high)

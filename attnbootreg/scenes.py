@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bootstrap import check_count, fresh_seed
-from .shrinkage import check_share
+from .statistics import check_share
 
 # %% ../nbs/09_scenes.ipynb #da47f698
 def _ring(x: Tensor, y: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from attnbootreg import (
-    Regularized, attention_scores, load_image, load_vit, make_scenes, null_scores, regions, regularize, shrink, significance, significance_beside,
+    Regularized, attention_scores, estimate_pi0, load_image, load_vit, make_scenes, null_scores, p_intervals, regions, regularize, shrink,
+    significance, significance_beside,
 )  # fmt: skip
 from attnbootreg.bootstrap import METHODS
 
-ARRAYS = ("image", "scores", "null", "z", "z0", "p", "q", "lfdr")
+ARRAYS = ("image", "scores", "null", "beside", "found", "z", "z0", "p", "q", "lfdr")
 
 
 @pytest.mark.parametrize("recipe", ["calibrated", "paper", "released"])
@@ -68,11 +69,11 @@ def test_save_and_load(tmp_path, vit, scene):
 
 
 def test_what_was_chosen_is_saved(tmp_path, vit, scene):
-    res = regularize(scene, vit, n_boot="auto", max_boot=20, beside=True, standardize="position", pi0=0.4, seed=0)
+    res = regularize(scene, vit, n_boot=20, beside=True, standardize="position", pi0_method=np.float32(0.5), plus_one=np.True_, seed=0)
     res.save(tmp_path / "scene")
     again = Regularized.load(tmp_path / "scene")
     assert again.settings == res.settings
-    assert again.settings["overrides"] == {"standardize": "position", "pi0": 0.4} and again.settings["n_boot"] == 20 and again.settings["beside"]
+    assert again.settings["overrides"] == {"pi0_method": 0.5, "standardize": "position", "plus_one": True} and again.settings["n_boot"] == 20 and again.settings["beside"]
     np.testing.assert_array_equal(again.undecided, res.undecided)
     np.testing.assert_array_equal(regions(again.sig).labels, regions(res.sig).labels)
 
@@ -85,6 +86,10 @@ def test_beside_is_the_rooms_in_line(vit, scene):
     res = regularize(scene, vit, seed=5, beside=True)
     np.testing.assert_array_equal(res.p, sig.p)
     np.testing.assert_array_equal(res.lfdr, sig.lfdr)
+    assert res.pi0 == estimate_pi0(res.p, "bounded")
+    low, high = p_intervals(res.z[None, ~found], res.z0[:, None, ~found])  # of what is not found, against the noise beside
+    assert ((low[0] - 1e-3 <= res.p[~found]) & (res.p[~found] <= high[0] + 1e-3)).all()
+    np.testing.assert_array_equal(res.undecided[~found], ((low < 0.3) & (0.3 < high))[0])
 
 
 def test_numpy_numbers_are_numbers(tmp_path, vit, scene):

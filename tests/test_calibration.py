@@ -65,15 +65,16 @@ def test_chance_beside_signal(null, B):
 
 
 @pytest.mark.parametrize("pi0", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("n", [256, 784])
+@pytest.mark.parametrize("n", [256, 784, 3721])
 def test_false_discovery_rate(pi0, n):
     rng, levels, false = np.random.default_rng(1), np.array([0.05, 0.1, 0.2, 0.3]), []
-    for _ in range(1000):
+    runs = 1000 if n < 3000 else 200
+    for _ in range(runs):
         z, z0, is_chance = two_groups(NULLS["normal"], pi0, n, 20, rng)
         p = p_values(z, z0)
         q = q_values(p, estimate_pi0(p, "bounded"))
         false.append([((q <= level) & is_chance).sum() / max(1, (q <= level).sum()) for level in levels])
-    assert (np.mean(false, 0) <= 1.1 * levels + 2 * np.std(false, 0) / np.sqrt(1000)).all()
+    assert (np.mean(false, 0) <= 1.1 * levels + 2 * np.std(false, 0) / np.sqrt(runs)).all()
 
 
 def test_local_rates_against_the_truth():
@@ -131,13 +132,42 @@ def test_familywise_error(sigma, standardize):
 
 
 def test_positions_that_differ():
-    rng, levels, rates = np.random.default_rng(6), np.linspace(-1, 1, 256).reshape(16, 16), []
+    rng, levels = np.random.default_rng(6), np.repeat(np.linspace(-1, 1, 8), 32).reshape(16, 16)
     for null in (NULLS["normal"], NULLS["gamma"]):
-        for _ in range(100):
-            all_scores = levels + np.exp(levels / 4) * null.rvs((21, 16, 16), random_state=rng)
-            p = significance(all_scores[0], all_scores[1:], scale="linear", standardize="position").p
-            rates.append([(p <= alpha).mean() for alpha in (0.05, 0.1, 0.3)])
-    assert (np.abs(np.mean(rates, 0) - [0.05, 0.1, 0.3]) <= 0.01).all()
+        rates = []
+        for _ in range(1000):
+            all_scores = levels + np.exp(levels) * null.rvs((21, 16, 16), random_state=rng)  # quiet places and loud ones
+            p = significance(all_scores[0], all_scores[1:], scale="linear", standardize="position").p.reshape(8, 32)
+            rates.append([(p <= alpha).mean(1) for alpha in (0.05, 0.1, 0.3)])
+        assert (np.abs(np.mean(rates, 0) - np.array([[0.05], [0.1], [0.3]])) <= 0.01).all()  # at every level
+
+
+def test_a_background_in_the_middle_of_the_null_is_no_signal():
+    rng = np.random.default_rng(9)
+    for null_sd in (1, 2):
+        z0 = null_sd * rng.normal(size=(20, 16, 16))
+        sig = significance(rng.normal(0.5, 0.3, (16, 16)), z0, scale="linear")
+        assert sig.pi0 > 0.95 and (sig.q > 0.1).all() and (sig.lfdr > 0.3).all()
+
+
+@pytest.mark.parametrize("recipe", ["calibrated", "paper", "released"])
+def test_region_bounds_whatever_the_recipe(recipe):
+    rng, failed = np.random.default_rng(10), 0
+    for _ in range(500):
+        field = rng.normal(size=(21, 16, 16))
+        failed += bool((regions(significance(field[0], field[1:], recipe, "linear")).table["true_share"] > 0).any())
+    assert failed / 500 <= within(500)
+
+
+def test_intervals_by_position():
+    rng, covered = np.random.default_rng(11), []
+    spread = np.exp(rng.normal(size=(16, 16)) / 2)
+    for _ in range(100):
+        z = rng.normal(size=(16, 16))
+        sig = significance(spread * z, spread * rng.normal(size=(20, 16, 16)), scale="linear", standardize="position")
+        low, high = p_intervals(sig.z, sig.z0, standardize="position")
+        covered.append(((low <= stats.norm.sf(z)) & (stats.norm.sf(z) <= high)).mean())
+    assert np.mean(covered) >= 0.99 - 2 * np.std(covered) / np.sqrt(len(covered))
 
 
 def test_intervals_after_stopping_early():
@@ -175,7 +205,7 @@ def test_beside_is_valid_on_noise_next_to_an_object(vit):
         inside = coverage(square, vit.grid) == 1
         rates.append([(regularize(x, vit, seed=i, beside=beside).p[inside] <= 0.3).mean() for beside in (False, True)])
     alone, beside = np.mean(rates, 0)
-    assert alone < beside <= 0.35  # closer to 0.3 than alone; the squares of 30 scenes vary
+    assert alone < beside <= 0.3 + 2 * np.std([rate[1] for rate in rates]) / np.sqrt(len(rates))  # closer to 0.3 than alone, and not above it
 
 
 def test_z_by_position_of_a_batch_is_that_of_each():

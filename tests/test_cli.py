@@ -59,13 +59,30 @@ def test_regularize_equals_the_function(tmp_path, picture):
     np.testing.assert_allclose(Regularized.load(tmp_path / "out" / "a").scores, ours.scores, atol=1e-6)
 
 
-def test_auto_and_beside(tmp_path, picture):
+def test_names_on_the_command_line_are_those_of_the_rooms():
+    from attnbootreg import cli
+    from attnbootreg.bootstrap import METHODS
+    from attnbootreg.statistics import CHOICES, RECIPES
+
+    assert [one.value for one in cli.Method] == list(METHODS) and [one.value for one in cli.Recipe] == list(RECIPES)
+    assert tuple(one.value for one in cli.Standardize) == CHOICES["standardize"]
+
+
+def test_auto(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    options = "--n-boot auto --max-boot 20 --beside --standardize position --bootstrap block --seed 1"
+    done = attnbootreg("regularize", "a.png", "--out", "out", "--n-boot", "auto", "--max-boot", "20", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = Regularized.load(tmp_path / "out" / "a").settings
+    assert settings["auto"] and settings["n_boot"] == 20 and settings["overrides"] == {}
+
+
+def test_what_the_command_line_chooses(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    options = "--n-boot 20 --beside --standardize position --bootstrap block --level 0.2 --seed 1"
     done = attnbootreg("regularize", "a.png", "--out", "out", *options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     settings = Regularized.load(tmp_path / "out" / "a").settings
-    assert settings["auto"] and settings["beside"] and settings["n_boot"] == 20
+    assert settings["beside"] and settings["n_boot"] == 20 and settings["level"] == 0.2
     assert settings["bootstrap"] == "block" and settings["overrides"] == {"standardize": "position"}
 
 
@@ -74,8 +91,10 @@ def test_auto_and_beside(tmp_path, picture):
     [
         (["--alpha", "1.5"], "alpha"),
         (["--n-boot", "0"], "n-boot"),
-        (["--n-boot", "some"], "nor auto"),
-        (["--n-boot", "auto", "--max-boot", "0"], "max_boot"),
+        (["--n-boot", "some"], "n-boot: must be a whole number of at least 1 or 'auto'"),
+        (["--n-boot", "auto", "--max-boot", "0"], "max-boot"),
+        (["--n-boot", "5", "--standardize", "position"], "at least 20"),
+        (["--n-boot", "auto", "--beside"], "n-boot: 'auto' does not go"),
         (["--model", "vit_tiny_patch16_225"], "did you mean vit_tiny_patch16_224"),
         (["--recipe", "released!"], "calibrated"),
         (["--img-size", "large"], "large"),

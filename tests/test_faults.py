@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attnbootreg import (
-    attention_scores, bootstrap_images, coverage, estimate_pi0, familywise_threshold, inject_noise, load_image, load_vit, local_fdr,
+    attention_scores, bootstrap_images, coverage, estimate_pi0, familywise_threshold, hommel_bound, inject_noise, load_image, load_vit, local_fdr,
     make_scenes, null_scores, p_errors, p_intervals, q_values, regions, regularize, shrink, significance, significance_beside, square_mask,
     suppression_factor, true_finds, undecided, upsample,
 )  # fmt: skip
@@ -141,12 +141,19 @@ def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
         (dict(n_boot="auto", max_boot=5), "max_boot: .*20"),
         (dict(standardize="position", n_boot=10), "n_boot: .*position.*at least 20"),
         (dict(standardize="places"), "standardize: .*'pooled', 'position'"),
-        (dict(pi0="storey"), "pi0: .*'bounded'"),
+        (dict(pi0_method="storey"), r"pi0_method: .*'bounded'.* or a number in \[0, 1\)"),
+        (dict(pi0_method=1.0), "pi0_method"),
+        (dict(plus_one="no"), "plus_one: .*True or False"),
+        (dict(lfdr_pi0=-3.0), "lfdr_pi0"),
+        (dict(n_boot="auto", beside=True), "n_boot: .*beside"),
+        (dict(n_bot=5), "n_bot: .*did you mean 'n_boot'"),
+        (dict(scale="linear"), "scale: regularize has no such argument"),
+        (dict(standardize="position", bootstrap=lambda x, generator: x.flip(1)), "all null images are alike"),
         (dict(plusone=True), "did you mean 'plus_one'"),
     ],
 )
 def test_arguments_of_regularize(vit, scene, wrong, says):
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises((ValueError, TypeError), match=says) as error:
         regularize(scene, vit, **wrong)
     one_line(error)
 
@@ -178,7 +185,7 @@ def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
         (lambda vit: inject_noise(torch.zeros(3, 8, 8, dtype=torch.uint8), np.ones((8, 8), bool)), "floats"),
         (lambda vit: coverage(255 * np.ones((8, 8)), (2, 2)), "mask: "),
         (lambda vit: significance(SCORES, NULL, standardize="position"), "at least 20 null images"),
-        (lambda vit: significance(SCORES, NULL, q="holm"), "q: .*'bh'"),
+        (lambda vit: significance(SCORES, NULL, q_method="holm"), "q_method: .*'bh'"),
         (lambda vit: q_values([0.5], method="holm"), "method: .*'by'"),
         (lambda vit: estimate_pi0([0.5], "best"), "method"),
         (lambda vit: p_errors(SCORES, NULL[:1]), "z0: .*at least 2"),
@@ -192,6 +199,9 @@ def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
         (lambda vit: true_finds(SCORES, SCORES > 1), r"p: .*\[0, 1\]"),
         (lambda vit: significance_beside(SCORES, NULL, NULL, np.ones((5, 5), bool)), "found: .*at least one False"),
         (lambda vit: significance_beside(SCORES, NULL, NULL[:1], SCORES > 1.5), "beside: shape"),
+        (lambda vit: significance_beside(SCORES[None], NULL[None], NULL[None], SCORES[None] > 1.5), "scores: .*one by one"),
+        (lambda vit: hommel_bound(SCORES - 1, 5), "alpha"),
+        (lambda vit: undecided(SCORES, NULL, 7), "alpha"),
         (lambda vit: null_scores(torch.rand(3, 128, 128), vit, keep=np.ones((4, 4), bool)), "keep: .*grid"),
         (lambda vit: estimate_pi0([0.5, 1.5]), r"p: .*\[0, 1\]"),
         (lambda vit: q_values([0.5], 2.0), "pi0: "),
@@ -227,9 +237,9 @@ def test_arguments_of_everything_else(vit, call, says):
 def test_too_few_scores_for_a_density_fall_back_and_say_so():
     rng = np.random.default_rng(0)
     scores, null = rng.gamma(3, 1, (3, 4)), rng.gamma(3, 1, (5, 3, 4))
-    with pytest.warns(UserWarning, match="12 scores are too few for a density; fell back on their q-values"):
+    with pytest.warns(UserWarning, match="12 scores are too few for a density.* fell back on pi0 = 1"):
         sig = significance(scores, null)
-    np.testing.assert_array_equal(sig.lfdr, sig.q)
+    np.testing.assert_array_equal(sig.lfdr, significance(scores, null, lfdr_pi0=1.0).lfdr)
 
 
 def test_no_weights_without_a_network(monkeypatch, tmp_path):

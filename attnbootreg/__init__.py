@@ -17,12 +17,13 @@ from attnbootreg.simulation import coverage, diffuse_mask, inject_noise, square_
 from attnbootreg.statistics import (
     Significance, estimate_pi0, hommel_bound, local_fdr, p_values, q_values, significance, significance_beside, z_scores,
 )  # fmt: skip
+from attnbootreg.study import load_study, run_study, summarize
 
 __all__ = [
     "Regions", "Regularized", "Scenes", "Significance", "Tradeoff", "ViT",
     "attention_scores", "attention_share", "auroc", "bootstrap_images", "coverage", "diffuse_mask", "estimate_pi0", "familywise_p",
-    "familywise_threshold", "hommel_bound", "inject_noise", "list_models", "load_image", "load_vit", "local_fdr", "make_scenes",
-    "null_scores", "p_errors", "p_intervals", "p_values", "q_values", "regions", "regularize", "roi_nonzero", "roi_percentile",
-    "roi_threshold", "sensitivity", "shrink", "significance", "significance_beside", "specificity", "square_mask", "srmsd",
-    "suppression_factor", "tradeoff", "true_finds", "undecided", "upsample", "z_scores",
+    "familywise_threshold", "hommel_bound", "inject_noise", "list_models", "load_image", "load_study", "load_vit", "local_fdr",
+    "make_scenes", "null_scores", "p_errors", "p_intervals", "p_values", "q_values", "regions", "regularize", "roi_nonzero",
+    "roi_percentile", "roi_threshold", "run_study", "sensitivity", "shrink", "significance", "significance_beside", "specificity",
+    "square_mask", "srmsd", "summarize", "suppression_factor", "tradeoff", "true_finds", "undecided", "upsample", "z_scores",
 ]

@@ -9,6 +9,7 @@ __all__ = ['ENDINGS', 'SCENES_SEED', 'NOISE', 'MAPS', 'PARTS', 'TEXT', 'KEY', 'S
 # %% ../nbs/11_study.ipynb #d48b5164
 import glob
 import json
+import logging
 import os
 import pickle
 import time
@@ -162,14 +163,14 @@ def study_image(
 def _study_image(source: Source, vit: ViT, grid: Grid) -> list[dict]:
     seed = int(np.random.SeedSequence([grid.seed, zlib.crc32(source.name.encode())]).generate_state(1)[0])
     clean, category, thing = _read(source, vit)
-    rows = []
+    rows, forward = [], 0.0
     for noise, side in product(grid.noise, grid.side):
         mask = NOISE[noise](vit.img_size, side, seed, thing)
         x = inject_noise(clean, mask, seed).to(vit.device)
         roi, object_ = coverage(mask, vit.grid), None if thing is None else coverage(thing, vit.grid)
         start = time.perf_counter()
         scores = attention_scores(x, vit, grid.layer).cpu().numpy()
-        forward = time.perf_counter() - start
+        forward += time.perf_counter() - start
         for method, width in grid.nulls():
             start = time.perf_counter()
             null = null_scores(x, vit, grid.n_boot[-1], method, seed, width=width, layer=grid.layer).cpu().numpy()
@@ -363,14 +364,23 @@ def _with_ray(sources: list[Source], vit: ViT, grid: Grid, workers: int, address
         raise ImportError("engine: 'ray' needs Ray; pip install 'attnbootreg[ray]'") from error
     if not sources:
         return
-    if not ray.is_initialized():
-        ray.init(address, log_to_driver=False, **({} if address else {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}))
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    data = ray.data.from_items([asdict(source) for source in sources], override_num_blocks=min(len(sources), 16 * workers))
-    on_gpu = vit.device.type == "cuda"
-    done = data.map_batches(_Worker, fn_constructor_args=(vit, grid), batch_size=1, concurrency=workers, num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=-1, max_task_retries=-1)
-    for row in done.iter_rows():
-        yield pickle.loads(row["rows"])
+    ours = not ray.is_initialized()
+    if ours:
+        own = {} if address else dict(include_dashboard=False, num_cpus=max(workers, os.cpu_count() or 1))
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    images = ray.data.from_items([asdict(source) for source in sources], override_num_blocks=min(len(sources), 16 * workers))
+    pool = ray.data.ActorPoolStrategy(size=workers)
+    results = images.map_batches(
+        _Worker, fn_constructor_args=(vit, grid), batch_size=1, compute=pool, num_cpus=1, num_gpus=int(vit.device.type == "cuda")
+    )  # fmt: skip
+    try:
+        for row in results.iter_rows():
+            yield pickle.loads(row["rows"])
+    finally:
+        if ours:
+            ray.shutdown()
 
 # %% ../nbs/11_study.ipynb #271bee72
 SETTINGS = ("noise", "side", "bootstrap", "width", "n_boot", "recipe", "threshold")
@@ -383,14 +393,18 @@ def summarize(
 ) -> pd.DataFrame:
     "Images, errors, share kept by the z-filter, and D ± error of the maps, by group (section 4.2 of arXiv:2604.01339)."
     rows = study if isinstance(study, pd.DataFrame) else load_study(study)
+    unknown = [name for name in ([by] if isinstance(by, str) else by) if name not in rows]
+    if unknown:
+        raise ValueError(f"by: a study has no column {unknown[0]!r}; choose from category, {', '.join(SETTINGS)}")
     fine = rows[rows["error"].isna()]
     differing = [name for name in SETTINGS if fine[name].nunique() > 1]
     keys = [*dict.fromkeys([*([by] if isinstance(by, str) else by), *differing])]
-    table = pd.DataFrame({key: _summary(group, z_filter) for key, group in fine.groupby(keys, sort=True)}).T
-    table.index.names = keys
+    groups = list(fine.groupby(keys, sort=True))
+    index = pd.MultiIndex.from_tuples([key for key, _ in groups], names=keys) if groups else None
+    table = pd.DataFrame([_summary(group, z_filter) for _, group in groups], index=index)
     failed = rows[~rows["error"].isna()].groupby("category")["image"].nunique()
-    if "category" in keys and len(table):
-        table.insert(1, "errors", [int(failed.get(key[keys.index("category")] if isinstance(key, tuple) else key, 0)) for key in table.index])
+    if "category" in keys and groups:
+        table.insert(1, "errors", [int(failed.get(key[keys.index("category")], 0)) for key, _ in groups])
     return table
 
 
@@ -398,7 +412,7 @@ def _summary(rows: pd.DataFrame, z_filter: float | None) -> dict:
     "Of the rows of one group."
     calm = rows["z_roi"].abs() <= (1 if z_filter is None else z_filter)
     used = rows if z_filter is None else rows[calm]
-    out = {"images": len(rows), "kept by |z|": calm.mean()}
+    out = {"images": rows["image"].nunique(), "kept by |z|": calm.mean()}
     for name in ("p", "lfdr", "pi0", "q"):
         enough = len(used) > 1 and used["percentile_before"].sum() > 0
         out[f"D_{name}"], out[f"D_{name}_error"] = suppression_factor(used["percentile_before"], used[f"percentile_{name}"]) if enough else (np.nan, np.nan)

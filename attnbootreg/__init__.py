@@ -7,8 +7,9 @@ from attnbootreg.attention import attention_scores, upsample
 from attnbootreg.bootstrap import bootstrap_images, null_scores
 from attnbootreg.loading import ViT, list_models, load_image, load_vit
 from attnbootreg.metrics import (
-    Tradeoff, attention_share, auroc, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd, suppression_factor, tradeoff,
+    Tradeoff, attention_share, auroc, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd, suppression_factor, tradeoff,
 )  # fmt: skip
+from attnbootreg.perturbation import Perturbation, perturb
 from attnbootreg.precision import p_errors, p_intervals, undecided
 from attnbootreg.clusters import Regions, familywise_p, familywise_threshold, regions, true_finds
 from attnbootreg.scenes import Scenes, make_scenes
@@ -20,10 +21,11 @@ from attnbootreg.statistics import (
 from attnbootreg.study import load_study, run_study, summarize
 
 __all__ = [
-    "Regions", "Regularized", "Scenes", "Significance", "Tradeoff", "ViT",
+    "Perturbation", "Regions", "Regularized", "Scenes", "Significance", "Tradeoff", "ViT",
     "attention_scores", "attention_share", "auroc", "bootstrap_images", "coverage", "diffuse_mask", "estimate_pi0", "familywise_p",
     "familywise_threshold", "hommel_bound", "inject_noise", "list_models", "load_image", "load_study", "load_vit", "local_fdr",
-    "make_scenes", "null_scores", "p_errors", "p_intervals", "p_values", "q_values", "regions", "regularize", "roi_nonzero",
-    "roi_percentile", "roi_threshold", "run_study", "sensitivity", "shrink", "significance", "significance_beside", "specificity",
-    "square_mask", "srmsd", "summarize", "suppression_factor", "tradeoff", "true_finds", "undecided", "upsample", "z_scores",
+    "make_scenes", "null_scores", "p_errors", "p_intervals", "p_values", "perturb", "q_values", "regions", "regularize", "roi_metrics",
+    "roi_nonzero", "roi_percentile", "roi_threshold", "run_study", "sensitivity", "shrink", "significance", "significance_beside",
+    "specificity", "square_mask", "srmsd", "summarize", "suppression_factor", "tradeoff", "true_finds", "undecided", "upsample",
+    "z_scores",
 ]

@@ -23,7 +23,7 @@ Bootstrap = Callable[[Tensor, torch.Generator], Tensor]  # (3, H, W) and a gener
 
 
 def _normal(x: Tensor, generator: torch.Generator, width: float, patch_size: tuple[int, int]) -> Tensor:
-    mean, std = x.mean((1, 2), keepdim=True), x.std((1, 2), keepdim=True, correction=0)
+    std, mean = torch.std_mean(x, (1, 2), keepdim=True, correction=0)
     return mean + width * std * torch.randn(x.shape, generator=generator, device=x.device)
 
 

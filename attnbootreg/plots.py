@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAP_TITLES', 'Picture', 'plot_images', 'plot_map', 'plot_maps', 'plot_regions', 'plot_curves', 'plot_histogram',
-           'plot_regularized']
+           'plot_scatter', 'plot_bars', 'plot_regularized']
 
 # %% ../nbs/05_plots.ipynb #71ac10c7
 import io
@@ -155,6 +155,47 @@ def plot_histogram(
     ax.set(xlabel=xlabel, yticks=[])
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.legend(frameon=False, fontsize="x-small")
+
+# %% ../nbs/05_plots.ipynb #dbd35ff9
+def plot_scatter(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],  # title of a panel, and label and points of each cloud in it
+    xlabel: str,
+    ylabel: str,
+    diagonal: bool = True,  # draw the line on which nothing has changed
+) -> Picture:
+    "Points side by side on common axes."
+    picture = Picture(figsize=(2.6 * len(panels) + 0.6, 2.9), layout="constrained")
+    axes = picture.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (title, clouds) in zip(axes, panels.items()):
+        for label, (x, y) in clouds.items():
+            ax.plot(x, y, ".", markersize=3, alpha=0.5, label=label)
+        if diagonal:
+            ax.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--")
+        ax.set(title=title, xlabel=xlabel)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(ylabel)
+    if len(panels[title]) > 1:
+        handles, labels = axes[0].get_legend_handles_labels()
+        picture.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small", markerscale=3)
+    return picture
+
+
+def plot_bars(
+    bars: Mapping[str, tuple[Sequence[float], Sequence[float]]],  # label, and a height and its error for each group
+    groups: Sequence[str],  # names of the groups
+    ylabel: str,
+) -> Picture:
+    "Bars with errors, group by group."
+    picture = Picture(figsize=(max(4.0, 0.45 * len(groups) * len(bars) ** 0.5 + 2.5), 3), layout="constrained")
+    ax = picture.subplots()
+    width = 0.8 / len(bars)
+    for i, (label, (heights, errors)) in enumerate(bars.items()):
+        ax.bar(np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * width, heights, width, yerr=errors, label=label, error_kw=dict(linewidth=1))
+    ax.set_xticks(range(len(groups)), groups, rotation=30 if max(map(len, groups)) > 6 else 0, ha="right" if max(map(len, groups)) > 6 else "center")
+    ax.set_ylabel(ylabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    picture.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return picture
 
 # %% ../nbs/05_plots.ipynb #305034aa
 MAP_TITLES = {"z": "z ≥ {z_min:g}", "p": "p ≤ {alpha:g}", "q": "q ≤ {level:g}", "lfdr": "lfdr ≤ {lam:g}", "pi0": "π₀ = {pi0:.2f}", "posterior": "posterior"}

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from .attention import attention_scores
 from .bootstrap import check_bootstrap, check_count, check_image, fresh_seed, null_scores
 from .loading import ViT, load_image, write_beside
-from .metrics import attention_share, auroc, roi_nonzero, roi_percentile, sensitivity, specificity, srmsd, suppression_factor, tradeoff
+from .metrics import attention_share, auroc, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
 from .scenes import CLASSES, make_scenes
 from .shrinkage import shrink
 from .simulation import coverage, diffuse_mask, inject_noise, square_mask
@@ -215,10 +215,7 @@ def _measure_maps(scores: np.ndarray, sig: Significance, roi: np.ndarray, thing:
     row, thresholds = {}, {"p": threshold, "lfdr": threshold, "q": level}
     for name in MAPS:
         map = shrink(scores, sig, name, thresholds.get(name))
-        row |= {
-            f"percentile_{name}": roi_percentile(map, scores, roi), f"nonzero_{name}": roi_nonzero(map, roi),
-            f"sensitivity_{name}": sensitivity(map, scores, roi), f"specificity_{name}": specificity(map, scores, roi),
-        }  # fmt: skip
+        row |= {f"{metric}_{name}": value for metric, value in roi_metrics(map, scores, roi).items()}
         if thing is not None:
             row |= {f"object_share_{name}": attention_share(map, thing), f"object_kept_{name}": float((map * thing).sum() / (scores * thing).sum())}
     return row
@@ -242,7 +239,7 @@ def _schema() -> pa.Schema:
 
 def _write(folder: Path, table: pa.Table, kind: str) -> None:
     path = folder / f"{kind}-{uuid.uuid4().hex}.parquet"
-    write_beside({path: lambda file: pyarrow.parquet.write_table(table, file)})
+    write_beside({path: lambda file: pyarrow.parquet.write_table(table, file, compression="zstd")})
 
 
 def _merge(folder: Path) -> None:
@@ -400,7 +397,7 @@ def summarize(
     differing = [name for name in SETTINGS if fine[name].nunique() > 1]
     keys = [*dict.fromkeys([*([by] if isinstance(by, str) else by), *differing])]
     groups = list(fine.groupby(keys, sort=True))
-    index = pd.MultiIndex.from_tuples([key for key, _ in groups], names=keys) if groups else None
+    index = pd.MultiIndex.from_tuples([key for key, _ in groups], names=keys) if len(keys) > 1 and groups else pd.Index([key[0] for key, _ in groups], name=keys[0])
     table = pd.DataFrame([_summary(group, z_filter) for _, group in groups], index=index)
     failed = rows[~rows["error"].isna()].groupby("category")["image"].nunique()
     if "category" in keys and groups:

@@ -162,3 +162,34 @@ def test_help_names_every_command():
     done = attnbootreg("--help")
     for command in ("demo", "regularize", "models", "train-scenes"):
         assert command in done.stdout
+
+
+def test_simulate(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    done = attnbootreg("simulate", "a.png", "--out", "out", "--noise", "diffuse", "--side", "30", "--n-boot", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "900 pixels of noise" in done.stdout and "on_noise" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "a.npz", "a.png"]
+
+
+def test_study_and_summarize(tmp_path, picture):
+    (tmp_path / "cats").mkdir()
+    for i in range(3):
+        picture.rotate(10 * i).save(tmp_path / "cats" / f"{i}.png")
+    (tmp_path / "cats" / "bad.png").write_text("no picture")
+    settings = "--n-boot 1 --n-boot 3 --recipe calibrated --recipe paper --noise square --noise diffuse"
+    for _ in range(2):  # the second time there is nothing to do
+        done = attnbootreg("study", "cats", "--out", "out", *settings.split(), cwd=tmp_path)
+        assert done.returncode == 0 and "3 images done, 1 with an error; 24 rows" in done.stdout, done.stderr
+    done = attnbootreg("summarize", "out", "--by", "category", "--by", "recipe", cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2 + 8 and "D_lfdr_error" in done.stdout
+    for wrong, says in (
+        (["study", "cats", "--out", "out", "--n-boot", "2"], "n_boot is [1, 3] there and [2] here"),
+        (["study", "nowhere", "--out", "new"], "images: there are none"),
+        (["study", "scenes", "--out", "new"], "limit"),
+        (["summarize", "cats"], "no study"),
+        (["summarize", "out", "--by", "colour"], "no column 'colour'"),
+    ):
+        done = attnbootreg(*wrong, cwd=tmp_path)
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attnbootreg import (
-    attention_scores, bootstrap_images, coverage, estimate_pi0, familywise_threshold, hommel_bound, inject_noise, load_image, load_vit, local_fdr,
-    make_scenes, null_scores, p_errors, p_intervals, q_values, regions, regularize, shrink, significance, significance_beside, square_mask,
-    suppression_factor, true_finds, undecided, upsample,
+    attention_scores, bootstrap_images, coverage, diffuse_mask, estimate_pi0, familywise_threshold, hommel_bound, inject_noise, load_image, load_vit, local_fdr,
+    make_scenes, null_scores, p_errors, p_intervals, perturb, q_values, regions, regularize, roi_threshold, shrink, significance, significance_beside, square_mask,
+    suppression_factor, tradeoff, true_finds, undecided, upsample,
 )  # fmt: skip
 
 SCORES, NULL = (np.random.default_rng(0).uniform(1, 2, shape) for shape in ((5, 5), (2, 5, 5)))
@@ -225,6 +225,13 @@ def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
         (lambda vit: square_mask((10, 10), 11), "side"),
         (lambda vit: inject_noise(torch.rand(3, 8, 8), np.ones((4, 4), bool)), "mask"),
         (lambda vit: suppression_factor([0.0, 0.0], [0.0, 0.0]), "before"),
+        (lambda vit: suppression_factor([1.0, 2.0], [1.0, 2.0], "jackknife"), "error"),
+        (lambda vit: tradeoff(SCORES, significance(SCORES, NULL), SCORES - 1, "pi0"), "method"),
+        (lambda vit: roi_threshold(SCORES, SCORES - 1, 200), "percent"),
+        (lambda vit: diffuse_mask((10, 10), 11), "side"),
+        (lambda vit: square_mask((10, 10), 4, at=[(8, 8)]), "at: "),
+        (lambda vit: perturb(torch.rand(3, 128, 128), np.ones((4, 4)), vit), "map: .*grid"),
+        (lambda vit: perturb(torch.rand(3, 128, 128), np.ones((16, 16)), vit, target=99), "target"),
         (lambda vit: upsample(torch.zeros(2, 2), (4, 4), "cubic"), "mode"),
     ],
 )  # fmt: skip

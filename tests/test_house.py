@@ -61,6 +61,14 @@ def test_links_lead_somewhere(path):
         assert (path.parent / target).exists(), target
 
 
+def test_rooms_import_only_rooms_above():
+    rooms = {re.search(r"#\| default_exp (\w+)", code)[1]: path for path in NOTEBOOKS if (code := "\n".join("".join(c["source"]) for c in cells(path, "code"))) and "default_exp" in code}
+    order = [name for name, path in sorted(rooms.items(), key=lambda item: item[1].name)]
+    for i, name in enumerate(order):
+        imported = re.findall(r"^\s*from (?:attnbootreg)?\.(\w+) import", (ROOT / "attnbootreg" / f"{name}.py").read_text(), re.M)
+        assert set(imported) <= set(order[:i]), f"{name} imports a room below"
+
+
 def test_site_lists_every_notebook():
     site = (ROOT / "_quarto.yml").read_text()
     for path in NOTEBOOKS:

@@ -30,7 +30,16 @@ from .loading import ViT, load_image, to_pixels, write_beside
 from .plots import Picture, plot_regularized
 from .precision import p_errors, undecided
 from .shrinkage import THRESHOLDS, check_finite, shrink
-from .statistics import MIN_NULL_IMAGES, Recipe, Significance, check_recipe, check_share, significance, significance_beside, z_scores
+from attnbootreg.statistics import (
+    MIN_NULL_IMAGES,
+    Recipe,
+    Significance,
+    check_recipe,
+    check_share,
+    significance,
+    significance_beside,
+    z_scores,
+)
 
 # %% ../nbs/06_arb.ipynb #570ed7bf
 @dataclass(frozen=True, repr=False, eq=False)
@@ -103,11 +112,13 @@ class Regularized:
         names the file and the remedy, `ValueError` if the picture itself would be overwritten.
         """
         check_not_source(path, self.settings["image"])
-        return write_beside({
-            _with_ending(path, ".npz"): self._write_arrays,
-            _with_ending(path, ".json"): self._write_settings,
-            _with_ending(path, ".png"): lambda file: file.write(self.plot().to_png()),
-        })
+        return write_beside(
+            {
+                _with_ending(path, ".npz"): self._write_arrays,
+                _with_ending(path, ".json"): self._write_settings,
+                _with_ending(path, ".png"): lambda file: file.write(self.plot().to_png()),
+            }
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Regularized":  # path: as it was given to `save`
@@ -157,8 +168,6 @@ def _with_ending(path: str | os.PathLike, ending: str) -> Path:
     path = Path(path)
     stem = path.stem if path.suffix in (".npz", ".json", ".png") else path.name
     return path.with_name(stem + ending)
-
-
 
 # %% ../nbs/06_arb.ipynb #d53e89b2
 AUTO_STEP = 20  # null images that n_boot="auto" adds at a time

@@ -116,7 +116,9 @@ def check_bootstrap(
         return method
     if not isinstance(method, str) or method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=1) or ["normal"]
-        raise ValueError(f"bootstrap: there is no method {method!r}; did you mean {near[0]!r}? Choose from {', '.join(METHODS)}, or give a function")
+        raise ValueError(
+            f"bootstrap: there is no method {method!r}; did you mean {near[0]!r}? Choose from {', '.join(METHODS)}, or give a function"
+        )
     if method == "patch" and patch_size is None:
         raise ValueError("patch_size: the method 'patch' needs it (pixels, or a pair); vit.patch_size is the model's")
     patch = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
@@ -147,7 +149,7 @@ def check_count(
 def bootstrap_images(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     n: int,  # how many null images
-    method: str | Bootstrap = "normal",  # "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block", or a function of yours
+    method: str | Bootstrap = "normal",  # "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block", or yours
     width: float = 1.0,  # for "normal": standard deviations of the image
     patch_size: int | tuple[int, int] | None = None,  # for "patch": height and width, pixels
     seed: int | None = None,  # same seed, same images
@@ -174,7 +176,7 @@ def null_scores(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     vit: ViT,
     n_boot: int = 20,  # how many null images
-    bootstrap: str | Bootstrap = "normal",  # "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block", or a function of yours
+    bootstrap: str | Bootstrap = "normal",  # "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block", or yours
     seed: int | None = None,  # same seed, same scores
     batch_size: int | None = None,  # null images scored at a time; default: 16
     width: float = 1.0,  # for "normal": standard deviations of the image
@@ -205,5 +207,7 @@ def _pixels_of(patches: np.ndarray, vit: ViT) -> Tensor:
     "A choice of patches, (h, w) bool, as a choice of pixels, (H, W) bool."
     patches = torch.as_tensor(patches)
     if tuple(patches.shape) != tuple(vit.grid) or patches.dtype != torch.bool:
-        raise ValueError(f"keep: expected True and False in the shape of the grid, {vit.grid}; got {tuple(patches.shape)} of {patches.dtype}")
+        raise ValueError(
+            f"keep: expected True and False in the shape of the grid, {vit.grid}; got {tuple(patches.shape)} of {patches.dtype}"
+        )
     return patches.repeat_interleave(vit.patch_size[0], 0).repeat_interleave(vit.patch_size[1], 1)

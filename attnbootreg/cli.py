@@ -64,12 +64,18 @@ def regularize(
     checkpoint: Annotated[Optional[Path], typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).")] = None,
     pretrained: Annotated[bool, typer.Option(help="timm's weights from the hub, or random ones.")] = True,
     img_size: Annotated[Optional[str], typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.")] = None,
-    n_boot: Annotated[Optional[str], typer.Option(help="Null images, a number or auto; 20, or 1 for the recipes paper and released.")] = None,
+    n_boot: Annotated[
+        Optional[str], typer.Option(help="Null images, a number or auto; 20, or 1 for the recipes paper and released.")
+    ] = None,
     max_boot: Annotated[int, typer.Option(help="For --n-boot auto: the most null images.")] = 200,
     bootstrap: Annotated[Method, typer.Option(help="How null images are made.")] = Method.normal,
     recipe: Annotated[Recipe, typer.Option(help="Choices for the statistics.")] = Recipe.calibrated,
-    standardize: Annotated[Optional[Standardize], typer.Option(help="z by all null scores (the default), or each patch by its own (20 null images or more).")] = None,
-    beside: Annotated[bool, typer.Option("--beside", help="Compare what is not found (q <= level) with noise beside what is; twice the null images.")] = False,
+    standardize: Annotated[
+        Optional[Standardize], typer.Option(help="z by all null scores (the default), or each patch by its own (20 null images or more).")
+    ] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Compare what is not found (q <= level) with noise beside what is; twice the null images.")
+    ] = False,
     alpha: Annotated[float, typer.Option(help="The map p keeps p <= alpha.")] = 0.3,
     lam: Annotated[float, typer.Option(help="The map lfdr keeps lfdr <= lam.")] = 0.3,
     level: Annotated[float, typer.Option(help="The map q keeps q <= level.")] = 0.1,
@@ -110,7 +116,10 @@ def regularize(
             *_, picture = result.save(out / f"{name}.png")
         except (OSError, ValueError) as error:
             _stop(error, 1)
-        tqdm.write(f"{image}: {result.maps['p'].astype(bool).sum()} of {result.scores.size} patches at p <= {alpha:g}, pi0 {result.pi0:.2f} -> {picture}", file=sys.stdout)
+        tqdm.write(
+            f"{image}: {result.maps['p'].astype(bool).sum()} of {result.scores.size} patches at p <= {alpha:g}, pi0 {result.pi0:.2f} -> {picture}",
+            file=sys.stdout,
+        )
     if failed:
         typer.echo(f"attnbootreg: {failed} of {len(images)} pictures could not be done, see above", err=True)
         raise typer.Exit(1)
@@ -151,7 +160,9 @@ def simulate(
     img_size: Annotated[Optional[str], typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.")] = None,
     noise: Annotated[Noise, typer.Option(help="A square of noise, or clouds.")] = Noise.square,
     side: Annotated[Optional[int], typer.Option(help="Of the square in pixels; 100/488 of the model's input by default.")] = None,
-    n_boot: Annotated[Optional[str], typer.Option(help="Null images, a number or auto; 20, or 1 for the recipes paper and released.")] = None,
+    n_boot: Annotated[
+        Optional[str], typer.Option(help="Null images, a number or auto; 20, or 1 for the recipes paper and released.")
+    ] = None,
     recipe: Annotated[Recipe, typer.Option(help="Choices for the statistics.")] = Recipe.calibrated,
     seed: Annotated[int, typer.Option(help="Same seed, same noise.")] = 0,
 ) -> None:
@@ -177,7 +188,10 @@ def simulate(
 
 @app.command()
 def study(
-    images: Annotated[str, typer.Argument(help="A folder, a pattern in quotes, a table (CSV or Parquet) with a column path, or scenes.", show_default=False)],
+    images: Annotated[
+        str,
+        typer.Argument(help="A folder, a pattern in quotes, a table (CSV or Parquet) with a column path, or scenes.", show_default=False),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the study; started again, the command goes on where it stopped.")],
     model: Annotated[str, typer.Option(help="An embedded model or a timm name; see `attnbootreg models`.")] = "scenes",
     checkpoint: Annotated[Optional[Path], typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).")] = None,
@@ -217,14 +231,18 @@ def study(
     typer.echo(f"{rows['image'].nunique() - failed} images done, {failed} with an error; {len(fine)} rows in {out}")
     if len(fine):
         total = fine["seconds"].sum()
-        typer.echo(f"{fine['image'].nunique() / total:.2f} images a second and worker, {fine['seconds_forward'].sum() / total:.0%} of the time in the model")
+        typer.echo(
+            f"{fine['image'].nunique() / total:.2f} images a second and worker, {fine['seconds_forward'].sum() / total:.0%} of the time in the model"
+        )
 
 
 @app.command()
 def summarize(
     study: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
     by: Annotated[list[str], typer.Option(help="Column to group by; may be given several times.")] = ["category"],
-    z_filter: Annotated[Optional[float], typer.Option(help="Keep images with a mean |z| in the noise of at most this; the paper: 1.")] = None,
+    z_filter: Annotated[
+        Optional[float], typer.Option(help="Keep images with a mean |z| in the noise of at most this; the paper: 1.")
+    ] = None,
 ) -> None:
     "Show how much of the noise is left, by category: suppression factor D and its error for each map."
     from attnbootreg.study import summarize
@@ -277,7 +295,9 @@ def models(
 
 @app.command()
 def train_scenes(
-    out: Annotated[Path, typer.Option(help="File for the weights; started again, the command goes on where it stopped.")] = Path("scenes.safetensors"),
+    out: Annotated[Path, typer.Option(help="File for the weights; started again, the command goes on where it stopped.")] = Path(
+        "scenes.safetensors"
+    ),
     steps: Annotated[int, typer.Option(help="Steps of 64 scenes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
 ) -> None:

@@ -35,7 +35,9 @@ def familywise_threshold(
     check_share(alpha, "alpha")
     allowed = int(np.floor(alpha * (1 + len(sig.z0)) + 1e-9)) - 1  # null images whose maximum may be as large
     if allowed < 0:
-        raise ValueError(f"alpha: {alpha:g} needs at least {int(np.ceil(1 / max(alpha, 1e-9) - 1e-9)) - 1} null images, there are {len(sig.z0)}; raise n_boot")
+        raise ValueError(
+            f"alpha: {alpha:g} needs at least {int(np.ceil(1 / max(alpha, 1e-9) - 1e-9)) - 1} null images, there are {len(sig.z0)}; raise n_boot"
+        )
     return float(np.sort(sig.z0.max((1, 2)))[::-1][min(allowed, len(sig.z0) - 1)])
 
 
@@ -103,7 +105,9 @@ def regions(
         raise ValueError(f"confidence: must lie between 0 and 1, got {confidence!r}")
     least = int(np.ceil(1 / (1 - confidence) - 1e-9)) - 1
     if len(sig.z0) < least:
-        warnings.warn(f"sig: with {len(sig.z0)} null images the bounds depend on the luck of their draw; take at least {least}", stacklevel=2)
+        warnings.warn(
+            f"sig: with {len(sig.z0)} null images the bounds depend on the luck of their draw; take at least {least}", stacklevel=2
+        )
     labels = _by_size(label((sig.p <= alpha) & (sig.z > 0))[0])
     p = np.maximum(sig.p, p_values(sig.z, sig.z0))  # other recipes may say 0, which no number of null images supports
     hommel, largest = hommel_bound(p, 1 - confidence), _largest_by_chance(sig.z0, alpha)

@@ -84,7 +84,9 @@ def write_beside(
         for path in writers:
             beside[path].replace(path)
     except OSError as error:
-        raise OSError(error.errno, f"path: {str(path)!r} could not be written ({error.strerror}); free space or choose another folder") from error
+        raise OSError(
+            error.errno, f"path: {str(path)!r} could not be written ({error.strerror}); free space or choose another folder"
+        ) from error
     finally:
         for part in beside.values():
             if part.parent.is_dir():
@@ -182,9 +184,7 @@ def _load_checkpoint(model: VisionTransformer, path: Path) -> None:
     faults = {
         "missing": [name for name in want if name not in have],
         "unexpected": [name for name in have if name not in want],
-        "of another shape": [
-            f"{name} {have[name]} instead of {want[name]}" for name in want if have.get(name, want[name]) != want[name]
-        ],
+        "of another shape": [f"{name} {have[name]} instead of {want[name]}" for name in want if have.get(name, want[name]) != want[name]],
     }
     if any(faults.values()):
         told = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
@@ -381,9 +381,7 @@ def _pil_channels(image: Image.Image) -> list[Image.Image]:
 def _array_channels(pixels: np.ndarray) -> list[Image.Image]:
     "An array (H, W) or (H, W, 1|3|4) as three channels."
     if not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4)) or not pixels.size:
-        raise ValueError(
-            f"image: an array must have shape (H, W), (H, W, 3) or (H, W, 4), a tensor (3, H, W); this has {pixels.shape}"
-        )
+        raise ValueError(f"image: an array must have shape (H, W), (H, W, 3) or (H, W, 4), a tensor (3, H, W); this has {pixels.shape}")
     if pixels.dtype == np.uint8:
         return _pil_channels(Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
     if pixels.dtype == np.uint16:

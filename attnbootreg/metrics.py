@@ -103,7 +103,9 @@ def suppression_factor(
     if total_before <= 0:
         raise ValueError("before: its percentiles sum to zero, so there is nothing to suppress")
     if error == "bootstrap":
-        draws = np.random.default_rng(seed).multinomial(len(before), np.full(len(before), 1 / len(before)), 2000)  # how often each image is drawn
+        draws = np.random.default_rng(seed).multinomial(
+            len(before), np.full(len(before), 1 / len(before)), 2000
+        )  # how often each image is drawn
         sums_before, sums_after = draws @ before, draws @ after
         some = sums_before > 0
         return float(total_after / total_before), float((sums_after[some] / sums_before[some]).std(ddof=1))
@@ -143,7 +145,9 @@ def tradeoff(
     map = shrink(scores, sig, "pi0", z_min=z_min)
     x, y = np.r_[1, sensitivities, 0], np.r_[0, specificities, 1]
     area = float(-np.trapezoid(y, x))
-    return Tradeoff(thresholds, sensitivities, specificities, (sensitivity(map, scores, coverage), specificity(map, scores, coverage)), area)
+    return Tradeoff(
+        thresholds, sensitivities, specificities, (sensitivity(map, scores, coverage), specificity(map, scores, coverage)), area
+    )
 
 
 def roi_threshold(

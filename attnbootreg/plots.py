@@ -72,7 +72,9 @@ def plot_map(
 
 
 def _colour_bar(picture: Picture, axes: Sequence[Axes], top: float) -> None:
-    picture.colorbar(ScalarMappable(Normalize(0, top), _colour_map()), ax=list(axes), label="attention (white: zero)", fraction=0.025, pad=0.01)
+    picture.colorbar(
+        ScalarMappable(Normalize(0, top), _colour_map()), ax=list(axes), label="attention (white: zero)", fraction=0.025, pad=0.01
+    )
 
 
 def plot_maps(
@@ -98,7 +100,9 @@ def plot_regions(
 ) -> Picture:
     "Regions of patches on their image; gives the picture that holds them. Raises `ValueError` if the two do not fit."
     if np.ndim(image) != 3 or np.shape(image)[2] != 3 or np.shape(image)[0] % len(labels) or np.shape(image)[1] % len(labels[0]):
-        raise ValueError(f"image: expected (H, W, 3) with H and W multiples of the grid {np.shape(labels)}, got {np.shape(image)}; use res.image")
+        raise ValueError(
+            f"image: expected (H, W, 3) with H and W multiples of the grid {np.shape(labels)}, got {np.shape(image)}; use res.image"
+        )
     if ax is None:
         ax = Picture(figsize=(3.2, 3.2), layout="constrained").subplots()
     H, W = np.shape(image)[:2]
@@ -190,15 +194,26 @@ def plot_bars(
     ax = picture.subplots()
     width = 0.8 / len(bars)
     for i, (label, (heights, errors)) in enumerate(bars.items()):
-        ax.bar(np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * width, heights, width, yerr=errors, label=label, error_kw=dict(linewidth=1))
-    ax.set_xticks(range(len(groups)), groups, rotation=30 if max(map(len, groups)) > 6 else 0, ha="right" if max(map(len, groups)) > 6 else "center")
+        ax.bar(
+            np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * width, heights, width, yerr=errors, label=label, error_kw=dict(linewidth=1)
+        )
+    ax.set_xticks(
+        range(len(groups)), groups, rotation=30 if max(map(len, groups)) > 6 else 0, ha="right" if max(map(len, groups)) > 6 else "center"
+    )
     ax.set_ylabel(ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     picture.legend(loc="outside right upper", frameon=False, fontsize="small")
     return picture
 
 # %% ../nbs/05_plots.ipynb #305034aa
-MAP_TITLES = {"z": "z ≥ {z_min:g}", "p": "p ≤ {alpha:g}", "q": "q ≤ {level:g}", "lfdr": "lfdr ≤ {lam:g}", "pi0": "π₀ = {pi0:.2f}", "posterior": "posterior"}
+MAP_TITLES = {
+    "z": "z ≥ {z_min:g}",
+    "p": "p ≤ {alpha:g}",
+    "q": "q ≤ {level:g}",
+    "lfdr": "lfdr ≤ {lam:g}",
+    "pi0": "π₀ = {pi0:.2f}",
+    "posterior": "posterior",
+}
 
 
 def plot_regularized(

@@ -50,7 +50,9 @@ def square_mask(
         touched = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
         places = np.argwhere(touched == 0)
         if not len(places):
-            raise ValueError(f"side: no place is left for {'a square' if n == 1 else f'{n} squares'} of {side} px; make them smaller or avoid less")
+            raise ValueError(
+                f"side: no place is left for {'a square' if n == 1 else f'{n} squares'} of {side} px; make them smaller or avoid less"
+            )
         mask |= _squares_at(size, side, [tuple(places[rng.integers(len(places))])])
     return mask
 

@@ -232,7 +232,9 @@ def _theoretical(z: np.ndarray, pi0: float) -> np.ndarray:
     except (ValueError, np.linalg.LinAlgError):  # the fit did not converge; the next lines say so
         rates = np.array(np.nan)
     if not np.isfinite(rates).all():
-        warnings.warn(f"z: the Poisson fit failed on {z.size} values; fell back on a decreasing density, still with an N(0, 1) null", stacklevel=3)
+        warnings.warn(
+            f"z: the Poisson fit failed on {z.size} values; fell back on a decreasing density, still with an N(0, 1) null", stacklevel=3
+        )
         rates = np.minimum(1, pi0 / decreasing_density(norm.sf(z.ravel().astype(np.float64))))
     return rates.reshape(z.shape)
 
@@ -240,7 +242,9 @@ def _theoretical(z: np.ndarray, pi0: float) -> np.ndarray:
 def _empirical(p: np.ndarray, pi0: float) -> np.ndarray:
     "With the null that made the p-values."
     if p.size < MIN_SCORES:
-        warnings.warn(f"p: {p.size} scores are too few for a density to be trusted; fell back on pi0 = 1, which makes the rates larger", stacklevel=3)
+        warnings.warn(
+            f"p: {p.size} scores are too few for a density to be trusted; fell back on pi0 = 1, which makes the rates larger", stacklevel=3
+        )
         pi0 = 1.0
     return np.minimum(1, pi0 / decreasing_density(p.ravel())).reshape(p.shape)
 
@@ -388,7 +392,9 @@ def significance_beside(
         raise ValueError(f"scores: expected one image (h, w), got {first.z.shape}; take them one by one")
     found = np.asarray(found)
     if found.shape != first.z.shape or found.dtype != bool or found.all():
-        raise ValueError(f"found: expected True and False of shape {first.z.shape} with at least one False; got {found.shape} of {found.dtype}")
+        raise ValueError(
+            f"found: expected True and False of shape {first.z.shape} with at least one False; got {found.shape} of {found.dtype}"
+        )
     scores, beside = (as_array(values, name).astype(choices.dtype) for values, name in ((scores, "scores"), (beside, "beside")))
     if beside.shape != first.z0.shape:
         raise ValueError(f"beside: shape {beside.shape} is not that of the null scores, {first.z0.shape}")

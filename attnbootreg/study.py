@@ -64,7 +64,9 @@ def list_sources(
         return [Source(f"scene {i}", "", "") for i in range(limit)]
     sources = list(islice(_files(images), limit))
     if not sources:
-        raise FileNotFoundError(f"images: there are none in {str(images)!r}; give a folder, a pattern, a list, a table with a column 'path', or 'scenes'")
+        raise FileNotFoundError(
+            f"images: there are none in {str(images)!r}; give a folder, a pattern, a list, a table with a column 'path', or 'scenes'"
+        )
     return sources
 
 
@@ -181,7 +183,9 @@ def _study_image(source: Source, vit: ViT, grid: Grid) -> list[dict]:
                 measured = _measure(scores, sig, roi, object_)
                 for threshold in grid.threshold:
                     maps = _measure_maps(scores, sig, roi, object_, threshold, grid.level)
-                    rows.append({"image": source.name, "category": category, "error": None, **setting, "threshold": threshold, **measured, **maps})
+                    rows.append(
+                        {"image": source.name, "category": category, "error": None, **setting, "threshold": threshold, **measured, **maps}
+                    )
     return [{**row, "seconds_forward": forward / len(rows)} for row in rows]
 
 
@@ -202,9 +206,19 @@ def _measure(scores: np.ndarray, sig: Significance, roi: np.ndarray, thing: np.n
     "What does not depend on a threshold."
     curves = {name: tradeoff(scores, sig, roi, name) for name in ("p", "lfdr")}
     inside = roi >= 0.5 if (roi >= 0.5).any() else roi > 0
-    row = dict(pi0=sig.pi0, z_roi=float((sig.z * roi).sum() / roi.sum()), srmsd=srmsd(sig.p), srmsd_roi=srmsd(sig.p[inside]), percentile_before=roi_percentile(scores, scores, roi))
+    row = dict(
+        pi0=sig.pi0,
+        z_roi=float((sig.z * roi).sum() / roi.sum()),
+        srmsd=srmsd(sig.p),
+        srmsd_roi=srmsd(sig.p[inside]),
+        percentile_before=roi_percentile(scores, scores, roi),
+    )
     for name, curve in curves.items():
-        row |= {f"area_{name}": curve.area, f"curve_{name}_sensitivity": curve.sensitivity.astype(np.float32), f"curve_{name}_specificity": curve.specificity.astype(np.float32)}
+        row |= {
+            f"area_{name}": curve.area,
+            f"curve_{name}_sensitivity": curve.sensitivity.astype(np.float32),
+            f"curve_{name}_specificity": curve.specificity.astype(np.float32),
+        }
     if thing is not None:
         row |= dict(object_share_before=attention_share(scores, thing), object_auroc_before=auroc(scores, thing))
     return row
@@ -217,7 +231,10 @@ def _measure_maps(scores: np.ndarray, sig: Significance, roi: np.ndarray, thing:
         map = shrink(scores, sig, name, thresholds.get(name))
         row |= {f"{metric}_{name}": value for metric, value in roi_metrics(map, scores, roi).items()}
         if thing is not None:
-            row |= {f"object_share_{name}": attention_share(map, thing), f"object_kept_{name}": float((map * thing).sum() / (scores * thing).sum())}
+            row |= {
+                f"object_share_{name}": attention_share(map, thing),
+                f"object_kept_{name}": float((map * thing).sum() / (scores * thing).sum()),
+            }
     return row
 
 # %% ../nbs/11_study.ipynb #0d057d92
@@ -228,8 +245,22 @@ KEY = ("image", "noise", "side", "bootstrap", "width", "n_boot", "recipe", "thre
 
 def _schema() -> pa.Schema:
     "The columns of a study, in order."
-    numbers = ["pi0", "z_roi", "srmsd", "srmsd_roi", "percentile_before", "area_p", "area_lfdr", "object_share_before", "object_auroc_before"]
-    numbers += [f"{metric}_{name}" for name in MAPS for metric in ("percentile", "nonzero", "sensitivity", "specificity", "object_share", "object_kept")]
+    numbers = [
+        "pi0",
+        "z_roi",
+        "srmsd",
+        "srmsd_roi",
+        "percentile_before",
+        "area_p",
+        "area_lfdr",
+        "object_share_before",
+        "object_auroc_before",
+    ]
+    numbers += [
+        f"{metric}_{name}"
+        for name in MAPS
+        for metric in ("percentile", "nonzero", "sensitivity", "specificity", "object_share", "object_kept")
+    ]
     curves = [f"curve_{name}_{metric}" for name in ("p", "lfdr") for metric in ("sensitivity", "specificity")]
     return pa.schema(
         [(name, pa.string()) for name in TEXT] + [(name, pa.int32()) for name in ("side", "n_boot")] + [(name, pa.float64()) for name in ("width", "threshold", *numbers)]
@@ -271,7 +302,9 @@ def load_study(
         raise FileNotFoundError(f"out: there is no study in {str(out)!r}")
     parts = _parts(folder)
     wanted = None if columns is None else list(dict.fromkeys([*KEY, *columns]))
-    rows = pa.concat_tables([_schema().empty_table().select(wanted or _schema().names), *(pyarrow.parquet.read_table(path, columns=wanted) for path in parts)])
+    rows = pa.concat_tables(
+        [_schema().empty_table().select(wanted or _schema().names), *(pyarrow.parquet.read_table(path, columns=wanted) for path in parts)]
+    )
     table = rows.to_pandas().drop_duplicates(list(KEY)).sort_values(list(KEY), ignore_index=True)
     return table if columns is None else table[list(columns)]
 
@@ -288,7 +321,9 @@ def _open(folder: Path, settings: dict) -> None:
     file = folder / "study.json"
     if file.is_file():
         there = json.loads(file.read_text(encoding="utf-8"))
-        differences = [f"{key} is {there.get(key)!r} there and {settings.get(key)!r} here" for key in settings if there.get(key) != settings.get(key)]
+        differences = [
+            f"{key} is {there.get(key)!r} there and {settings.get(key)!r} here" for key in settings if there.get(key) != settings.get(key)
+        ]
         if differences:
             raise ValueError(f"out: {str(folder)!r} holds another study: {'; '.join(differences)}. Choose another folder")
     else:
@@ -397,7 +432,11 @@ def summarize(
     differing = [name for name in SETTINGS if fine[name].nunique() > 1]
     keys = [*dict.fromkeys([*([by] if isinstance(by, str) else by), *differing])]
     groups = list(fine.groupby(keys, sort=True))
-    index = pd.MultiIndex.from_tuples([key for key, _ in groups], names=keys) if len(keys) > 1 and groups else pd.Index([key[0] for key, _ in groups], name=keys[0])
+    index = (
+        pd.MultiIndex.from_tuples([key for key, _ in groups], names=keys)
+        if len(keys) > 1 and groups
+        else pd.Index([key[0] for key, _ in groups], name=keys[0])
+    )
     table = pd.DataFrame([_summary(group, z_filter) for _, group in groups], index=index)
     failed = rows[~rows["error"].isna()].groupby("category")["image"].nunique()
     if "category" in keys and groups:
@@ -412,5 +451,7 @@ def _summary(rows: pd.DataFrame, z_filter: float | None) -> dict:
     out = {"images": rows["image"].nunique(), "kept by |z|": calm.mean()}
     for name in ("p", "lfdr", "pi0", "q"):
         enough = len(used) > 1 and used["percentile_before"].sum() > 0
-        out[f"D_{name}"], out[f"D_{name}_error"] = suppression_factor(used["percentile_before"], used[f"percentile_{name}"]) if enough else (np.nan, np.nan)
+        out[f"D_{name}"], out[f"D_{name}_error"] = (
+            suppression_factor(used["percentile_before"], used[f"percentile_{name}"]) if enough else (np.nan, np.nan)
+        )
     return out

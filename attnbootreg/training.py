@@ -155,9 +155,6 @@ def train(
     student.eval()
     return history
 
-
-
-
 # %% ../nbs/10_training.ipynb #c729367a
 ARCHITECTURE = dict(img_size=128, patch_size=8, embed_dim=128, depth=6, num_heads=2, num_classes=len(CLASSES))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

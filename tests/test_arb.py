@@ -58,7 +58,11 @@ def test_many_images(vit, many):
 def test_save_and_load(tmp_path, vit, scene):
     res = regularize(scene, vit, n_boot=2, seed=0)
     files = res.save(tmp_path / "deep" / "a.b")
-    assert sorted(path.name for path in files) == ["a.b.json", "a.b.npz", "a.b.png"] == sorted(path.name for path in (tmp_path / "deep").iterdir())
+    assert (
+        sorted(path.name for path in files)
+        == ["a.b.json", "a.b.npz", "a.b.png"]
+        == sorted(path.name for path in (tmp_path / "deep").iterdir())
+    )
     again = Regularized.load(tmp_path / "deep" / "a.b")
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(again, name), getattr(res, name))
@@ -73,7 +77,11 @@ def test_what_was_chosen_is_saved(tmp_path, vit, scene):
     res.save(tmp_path / "scene")
     again = Regularized.load(tmp_path / "scene")
     assert again.settings == res.settings
-    assert again.settings["overrides"] == {"pi0_method": 0.5, "standardize": "position", "plus_one": True} and again.settings["n_boot"] == 20 and again.settings["beside"]
+    assert (
+        again.settings["overrides"] == {"pi0_method": 0.5, "standardize": "position", "plus_one": True}
+        and again.settings["n_boot"] == 20
+        and again.settings["beside"]
+    )
     np.testing.assert_array_equal(again.undecided, res.undecided)
     np.testing.assert_array_equal(regions(again.sig).labels, regions(res.sig).labels)
 

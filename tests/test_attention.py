@@ -54,7 +54,9 @@ def test_equals_the_unfused_softmax(options, layer):
 def test_distilled_model_drops_both_prefix_tokens():
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=64).eval()
     x = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(attention_scores(x, load_vit(model, device="cpu"), heads="all"), softmax_rows(model, x, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        attention_scores(x, load_vit(model, device="cpu"), heads="all"), softmax_rows(model, x, -1), atol=1e-5, rtol=1e-5
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -131,7 +133,9 @@ def test_the_callers_model_is_unchanged():
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_null_scores_do_not_depend_on_the_batch_size(vit, scene, batch_size):
     x = scene * 4 - 2
-    torch.testing.assert_close(null_scores(x, vit, 15, seed=0, batch_size=batch_size), null_scores(x, vit, 15, seed=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        null_scores(x, vit, 15, seed=0, batch_size=batch_size), null_scores(x, vit, 15, seed=0), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_null_images_are_never_all_in_memory(vit, scene, monkeypatch):

@@ -86,7 +86,9 @@ def test_local_rates_against_the_truth():
                 for _ in range(runs):
                     z, z0, _ = two_groups(null, pi0, n, 20, rng)
                     truth = pi0 * null.pdf(z) / (pi0 * null.pdf(z) + (1 - pi0) * SIGNAL.pdf(z))
-                    errors.append([np.abs(significance(z, z0, recipe, "linear").lfdr - truth).mean() for recipe in ("calibrated", "released")])
+                    errors.append(
+                        [np.abs(significance(z, z0, recipe, "linear").lfdr - truth).mean() for recipe in ("calibrated", "released")]
+                    )
                 ours[name, n, pi0], theirs[name, n, pi0] = np.mean(errors, 0)
     assert np.mean(list(ours.values())) <= 0.75 * np.mean(list(theirs.values()))
     for cell in ours:
@@ -127,7 +129,9 @@ def test_region_bounds_hold_together(sigma):
 @pytest.mark.parametrize("standardize", ["pooled", "position"])
 def test_familywise_error(sigma, standardize):
     rng = np.random.default_rng(5)
-    images = [significance(field[0], field[1:], scale="linear", standardize=standardize) for field in (fields(rng, sigma) for _ in range(1000))]
+    images = [
+        significance(field[0], field[1:], scale="linear", standardize=standardize) for field in (fields(rng, sigma) for _ in range(1000))
+    ]
     assert np.mean([(familywise_p(sig) <= 0.05).any() for sig in images]) <= within(1000)
 
 
@@ -205,7 +209,9 @@ def test_beside_is_valid_on_noise_next_to_an_object(vit):
         inside = coverage(square, vit.grid) == 1
         rates.append([(regularize(x, vit, seed=i, beside=beside).p[inside] <= 0.3).mean() for beside in (False, True)])
     alone, beside = np.mean(rates, 0)
-    assert alone < beside <= 0.3 + 2 * np.std([rate[1] for rate in rates]) / np.sqrt(len(rates))  # closer to 0.3 than alone, and not above it
+    assert (
+        alone < beside <= 0.3 + 2 * np.std([rate[1] for rate in rates]) / np.sqrt(len(rates))
+    )  # closer to 0.3 than alone, and not above it
 
 
 def test_z_by_position_of_a_batch_is_that_of_each():

@@ -135,7 +135,20 @@ def test_odd_names(tmp_path, picture):
 def test_random_weights_are_always_the_same(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     for out in ("one", "two"):
-        attnbootreg("regularize", "a.png", "--out", out, "--model", "vit_tiny_patch16_224", "--no-pretrained", "--n-boot", "1", "--seed", "0", cwd=tmp_path)
+        attnbootreg(
+            "regularize",
+            "a.png",
+            "--out",
+            out,
+            "--model",
+            "vit_tiny_patch16_224",
+            "--no-pretrained",
+            "--n-boot",
+            "1",
+            "--seed",
+            "0",
+            cwd=tmp_path,
+        )
     one, two = (Regularized.load(tmp_path / out / "a") for out in ("one", "two"))
     np.testing.assert_array_equal(one.p, two.p)
     assert one.settings["weights"] == "random"

@@ -304,7 +304,11 @@ def test_checkpoint_of_another_architecture_names_the_keys(tmp_path, vit):
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(ValueError) as error:
         load_vit(checkpoint=tmp_path / "other.safetensors")
-    for part in ("1 missing: blocks.5.mlp.fc2.bias", "1 unexpected: blocks.6.norm1.weight", "blocks.0.norm1.weight (64,) instead of (128,)"):
+    for part in (
+        "1 missing: blocks.5.mlp.fc2.bias",
+        "1 unexpected: blocks.6.norm1.weight",
+        "blocks.0.norm1.weight (64,) instead of (128,)",
+    ):
         assert part in one_line(error)
 
 

@@ -32,7 +32,9 @@ def test_modules_are_the_exported_notebooks(tmp_path):
     assert sorted(exported) == sorted(ours)
     for name in ours:  # the comment above each cell names the notebook relative to the module, which moves with tmp_path
         strip = lambda text: re.sub(r"^# %% .*$", "# %%", text, flags=re.M)
-        assert strip(exported[name]).splitlines()[3:] == strip(ours[name]).splitlines()[3:], f"run nbdev_export: {name} differs from its notebook"
+        assert strip(exported[name]).splitlines()[3:] == strip(ours[name]).splitlines()[3:], (
+            f"run nbdev_export: {name} differs from its notebook"
+        )
 
 
 def test_readme_is_made_from_the_index(tmp_path):
@@ -62,7 +64,11 @@ def test_links_lead_somewhere(path):
 
 
 def test_rooms_import_only_rooms_above():
-    rooms = {re.search(r"#\| default_exp (\w+)", code)[1]: path for path in NOTEBOOKS if (code := "\n".join("".join(c["source"]) for c in cells(path, "code"))) and "default_exp" in code}
+    rooms = {
+        re.search(r"#\| default_exp (\w+)", code)[1]: path
+        for path in NOTEBOOKS
+        if (code := "\n".join("".join(c["source"]) for c in cells(path, "code"))) and "default_exp" in code
+    }
     order = [name for name, path in sorted(rooms.items(), key=lambda item: item[1].name)]
     for i, name in enumerate(order):
         imported = re.findall(r"^\s*from (?:attnbootreg)?\.(\w+) import", (ROOT / "attnbootreg" / f"{name}.py").read_text(), re.M)

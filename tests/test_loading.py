@@ -79,7 +79,12 @@ def test_tensors_and_arrays_are_the_same_picture(vit, picture):
     want = load_image(picture, vit)
     for source in (array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
         assert torch.equal(load_image(source, vit), want)
-    for source in (array / 255, array.astype(np.float32) / 255, torch.from_numpy(array / 255).permute(2, 0, 1).half(), array.astype(np.uint16) * 257):
+    for source in (
+        array / 255,
+        array.astype(np.float32) / 255,
+        torch.from_numpy(array / 255).permute(2, 0, 1).half(),
+        array.astype(np.uint16) * 257,
+    ):
         torch.testing.assert_close(load_image(source, vit), want, atol=0.01, rtol=0)
     grey = array[..., 0]
     for source in (grey[..., None], torch.from_numpy(grey.copy()), torch.from_numpy(grey.copy())[None]):
@@ -116,7 +121,10 @@ def test_patches_of_another_size_are_another_model(tmp_path):
         load_vit(model, checkpoint=tmp_path / "16.safetensors", device="cpu")
 
 
-@pytest.mark.parametrize("options", [dict(class_token=False, global_pool="avg"), dict(in_chans=1), dict(block_fn=timm.models.vision_transformer.ParallelThingsBlock)])
+@pytest.mark.parametrize(
+    "options",
+    [dict(class_token=False, global_pool="avg"), dict(in_chans=1), dict(block_fn=timm.models.vision_transformer.ParallelThingsBlock)],
+)
 def test_models_that_cannot_be_read_are_refused_at_the_door(options):
     with pytest.raises(TypeError, match="model: .*choose a model"):
         load_vit(timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, **options))

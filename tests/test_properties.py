@@ -184,7 +184,9 @@ def test_metrics_equal_those_of_pixels(case, data):
     big, big_map = (upsample(torch.from_numpy(values), mask.shape).numpy().astype(np.float64) for values in (scores, map))
     rest = np.sort(big[~mask])
     scores, map = scores.astype(np.float32), map.astype(np.float32)
-    assert roi_percentile(map, scores, inside) == pytest.approx(np.mean(100 * np.searchsorted(rest, big_map[mask], "left") / len(rest)), abs=1e-6)
+    assert roi_percentile(map, scores, inside) == pytest.approx(
+        np.mean(100 * np.searchsorted(rest, big_map[mask], "left") / len(rest)), abs=1e-6
+    )
     assert sensitivity(map, scores, inside) == pytest.approx(1 - big_map[mask].sum() / big[mask].sum(), abs=1e-6)
     assert specificity(map, scores, inside) == pytest.approx(big_map[~mask].sum() / big[~mask].sum(), abs=1e-6)
     above = (big[mask][:, None] > big[~mask]).mean() + 0.5 * (big[mask][:, None] == big[~mask]).mean()

@@ -78,7 +78,11 @@ def test_killed_and_started_again(tmp_path, vit, undisturbed):
             kills += 1
         process.wait()
     assert kills >= 2
-    before = {name for path in out.glob("image*.parquet") for name in pd.read_parquet(path, columns=["image"])["image"]} if out.exists() else set()
+    before = (
+        {name for path in out.glob("image*.parquet") for name in pd.read_parquet(path, columns=["image"])["image"]}
+        if out.exists()
+        else set()
+    )
     computed = []
     original = rooms.study_image
     rooms.study_image = lambda source, *rest: computed.append(source.name) or original(source, *rest)
@@ -150,13 +154,19 @@ def test_bad_images_become_rows(vit, tmp_path, pictures):
     summary = summarize(tmp_path / "study")
     assert summary["images"].tolist() == [3, 2] and summary["errors"].tolist() == [1, 1]
     cats = table[(table["category"] == "cats") & table["error"].isna()]
-    assert (summary.loc["cats", "D_p"], summary.loc["cats", "D_p_error"]) == suppression_factor(cats["percentile_before"], cats["percentile_p"])
+    assert (summary.loc["cats", "D_p"], summary.loc["cats", "D_p_error"]) == suppression_factor(
+        cats["percentile_before"], cats["percentile_p"]
+    )
 
 
 def test_ways_to_name_images(vit, tmp_path, pictures):
     files = [pictures / "cats" / f"{i}.png" for i in range(3)]
     for name, frame in {"t.csv": pd.DataFrame.to_csv, "t.parquet": pd.DataFrame.to_parquet}.items():
-        frame(pd.DataFrame(dict(path=[os.path.relpath(path, tmp_path) for path in files], category=["a", "b", "a"])), tmp_path / name, index=False)
+        frame(
+            pd.DataFrame(dict(path=[os.path.relpath(path, tmp_path) for path in files], category=["a", "b", "a"])),
+            tmp_path / name,
+            index=False,
+        )
         sources = rooms.list_sources(tmp_path / name)
         assert [source.category for source in sources] == ["a", "b", "a"] and all(Path(source.path).is_file() for source in sources)
     assert len(rooms.list_sources(str(pictures / "cats" / "?.png"))) == len(rooms.list_sources(files)) == 3
@@ -224,7 +234,11 @@ def test_a_worker_that_dies_is_replaced(cluster, vit, tmp_path, undisturbed, mon
     def write_and_kill(folder, table, kind):
         original(folder, table, kind)
         if not killed:
-            workers = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and p.info["cmdline"][0].startswith("ray::") and "Map" in p.info["cmdline"][0]]
+            workers = [
+                p
+                for p in psutil.process_iter(["cmdline"])
+                if p.info["cmdline"] and p.info["cmdline"][0].startswith("ray::") and "Map" in p.info["cmdline"][0]
+            ]
             killed.extend(workers[:1])
             for process in killed:
                 process.kill()

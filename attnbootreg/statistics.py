@@ -164,8 +164,10 @@ def estimate_pi0(
 ) -> float:  # in [0, 1]; at least 1/n but for "released"
     """The proportion of scores that are chance (Storey, 2002).
 
-    An estimate of zero would call every score a find, whatever its p; one chance score is always allowed for. "released" is
-    the authors' own, #{p > 0.89} / (0.11 n). Raises `ValueError` for p outside [0, 1] or another method.
+    "bounded" is Storey's at lambda = 1/2 with at most twice the signal that shows at p <= 0.1, and at most Hommel's bound
+    with 95 % confidence. An estimate of zero would call every score a find, whatever its p; one chance score is always
+    allowed for. "released" is the authors' own, #{p > 0.89} / (0.11 n). Raises `ValueError` for p outside [0, 1] or another
+    method.
     """
     p = _p_values(p)
     if isinstance(method, str) and method == "released":

@@ -201,7 +201,7 @@ def test_beside_is_valid_on_noise_next_to_an_object(vit):
     from attnbootreg import coverage, inject_noise, load_image, square_mask
 
     rates = []
-    for i in range(30):
+    for i in range(20):
         scene = make_scenes(1, 5_500_000, start=i)
         square = square_mask(vit.img_size, seed=i, avoid=scene.masks[0])
         noisy = inject_noise(load_image(scene.images[0], vit), square, seed=i)

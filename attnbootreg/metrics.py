@@ -34,7 +34,11 @@ def roi_percentile(
     coverage: np.ndarray,  # fraction of each patch inside the ROI, (h, w)
 ) -> float:  # 0 to 100
     "Mean percentile of the map in the ROI among the unregularized scores outside; section 4.2 of arXiv:2604.01339."
-    inside, map, scores = _same_shape(coverage, map=map, scores=scores)
+    return _mean_percentile(*_same_shape(coverage, map=map, scores=scores))
+
+
+def _mean_percentile(inside: np.ndarray, map: np.ndarray, scores: np.ndarray) -> float:
+    "Of flat arrays."
     order = np.argsort(scores)
     below = np.append(0, np.cumsum(1 - inside[order]))
     percentile = 100 * below[np.searchsorted(scores[order], map, side="left")] / below[-1]
@@ -77,12 +81,9 @@ def roi_metrics(
 ) -> dict[str, float]:  # percentile (0 to 100), nonzero (percent), sensitivity and specificity (0 to 1)
     "`roi_percentile`, `roi_nonzero`, `sensitivity` and `specificity`, with the arrays checked once."
     inside, map, scores = _same_shape(coverage, map=map, scores=scores)
-    order = np.argsort(scores)
-    below = np.append(0, np.cumsum(1 - inside[order]))
-    percentile = 100 * below[np.searchsorted(scores[order], map, side="left")] / below[-1]
     size, kept_inside, all_inside = inside.sum(), inside @ map, inside @ scores
     return {
-        "percentile": float(inside @ percentile / size), "nonzero": float(100 * (inside @ (map != 0)) / size),
+        "percentile": _mean_percentile(inside, map, scores), "nonzero": float(100 * (inside @ (map != 0)) / size),
         "sensitivity": float(1 - kept_inside / all_inside), "specificity": float((map.sum() - kept_inside) / (scores.sum() - all_inside)),
     }  # fmt: skip
 

@@ -154,7 +154,7 @@ def _with_shares(result: object, **masks: object) -> object:
 @app.command()
 def simulate(
     image: Annotated[Path, typer.Argument(help="A picture file.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the results: NAME.png, NAME.npz and NAME.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results: NAME.png, NAME.npz and NAME.json.")] = Path("simulation"),
     model: Annotated[str, typer.Option(help="An embedded model or a timm name; see `attnbootreg models`.")] = "scenes",
     checkpoint: Annotated[Optional[Path], typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).")] = None,
     img_size: Annotated[Optional[str], typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.")] = None,

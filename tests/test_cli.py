@@ -182,10 +182,10 @@ def test_help_names_every_command():
 
 def test_simulate(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    done = attnbootreg("simulate", "a.png", "--out", "out", "--noise", "diffuse", "--side", "30", "--n-boot", "3", cwd=tmp_path)
+    done = attnbootreg("simulate", "a.png", "--noise", "diffuse", "--side", "30", "--n-boot", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "900 pixels of noise" in done.stdout and "on_noise" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.json", "a.npz", "a.png"]
+    assert sorted(path.name for path in (tmp_path / "simulation").iterdir()) == ["a.json", "a.npz", "a.png"]
 
 
 def test_study_and_summarize(tmp_path, picture, monkeypatch):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Bootstrap', 'METHODS', 'generator_of', 'check_image', 'check_bootstrap', 'fresh_seed', 'check_count',
-           'bootstrap_images', 'null_scores']
+           'bootstrap_images', 'null_scores', 'pixels_of']
 
 # %% ../nbs/02_bootstrap.ipynb #18977308
 import difflib
@@ -194,7 +194,7 @@ def null_scores(
     batch_size = 16 if batch_size is None else batch_size
     check_count(batch_size, "batch_size")
     x, seed = x.to(vit.device), fresh_seed(seed)
-    kept = None if keep is None else _pixels_of(keep, vit).to(vit.device)
+    kept = None if keep is None else _kept_pixels(keep, vit)
     scores = torch.empty(n_boot, *vit.grid, device=vit.device)
     for done in tqdm(range(0, n_boot, batch_size), desc="null images", disable=not progress):
         n = min(batch_size, n_boot - done)
@@ -203,11 +203,19 @@ def null_scores(
     return scores
 
 
-def _pixels_of(patches: np.ndarray, vit: ViT) -> Tensor:
-    "A choice of patches, (h, w) bool, as a choice of pixels, (H, W) bool."
+def pixels_of(
+    patches: Tensor,  # a choice of patches, (..., h, w) bool
+    patch_size: tuple[int, int],  # height and width, pixels
+) -> Tensor:  # (..., H, W) bool
+    "The pixels of chosen patches."
+    return patches.repeat_interleave(patch_size[0], -2).repeat_interleave(patch_size[1], -1)
+
+
+def _kept_pixels(patches: np.ndarray, vit: ViT) -> Tensor:
+    "The pixels of the patches that null images keep, (H, W) bool; `ValueError` for another shape."
     patches = torch.as_tensor(patches)
     if tuple(patches.shape) != tuple(vit.grid) or patches.dtype != torch.bool:
         raise ValueError(
             f"keep: expected True and False in the shape of the grid, {vit.grid}; got {tuple(patches.shape)} of {patches.dtype}"
         )
-    return patches.repeat_interleave(vit.patch_size[0], 0).repeat_interleave(vit.patch_size[1], 1)
+    return pixels_of(patches, vit.patch_size).to(vit.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from .bootstrap import check_count, check_image
+from .bootstrap import check_count, check_image, pixels_of
 from .loading import ViT
 from .statistics import as_array
 
@@ -56,7 +56,7 @@ def perturb(
     rank[np.lexsort((rng.random(values.size), -values.ravel()))] = np.arange(values.size)  # the highest score has rank 0
     share = np.linspace(0, 1, steps + 1)
     first = torch.as_tensor(rank < np.round(share * values.size)[:, None]).view(-1, *vit.grid)
-    first = first.repeat_interleave(vit.patch_size[0], 1).repeat_interleave(vit.patch_size[1], 2)[:, None].to(vit.device)
+    first = pixels_of(first, vit.patch_size)[:, None].to(vit.device)
     x = x.to(vit.device)
     sigma = min(x.shape[1:]) / 16
     blank = gaussian_blur(x, 2 * round(3 * sigma) + 1, sigma)

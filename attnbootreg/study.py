@@ -34,7 +34,7 @@ from .loading import ViT, load_image, write_beside
 from .metrics import attention_share, auroc, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
 from .scenes import CLASSES, make_scenes
 from .shrinkage import shrink
-from .simulation import coverage, diffuse_mask, inject_noise, square_mask
+from .simulation import check_side, coverage, diffuse_mask, inject_noise, square_mask
 from .statistics import Significance, check_recipe, check_share, significance
 
 # %% ../nbs/11_study.ipynb #cf00b9e4
@@ -129,9 +129,8 @@ def _axis(value: object, name: str) -> tuple:
 
 def _grid(vit: ViT, noise, side, bootstrap, width, n_boot, recipe, threshold, level, seed, layer) -> Grid:
     "Checked settings."
-    default = round(min(vit.img_size) * 100 / 488)
     grid = Grid(
-        _axis(noise, "noise"), tuple(default if one is None else check_count(one, "side") for one in _axis(side, "side")), _axis(bootstrap, "bootstrap"),
+        _axis(noise, "noise"), tuple(check_side(vit.img_size, one) for one in _axis(side, "side")), _axis(bootstrap, "bootstrap"),
         tuple(float(one) for one in _axis(width, "width")), tuple(sorted(check_count(one, "n_boot") for one in _axis(n_boot, "n_boot"))), _axis(recipe, "recipe"),
         tuple(check_share(one, "threshold") for one in _axis(threshold, "threshold")), check_share(level, "level"), fresh_seed(seed), int(layer),
     )  # fmt: skip
@@ -142,8 +141,6 @@ def _grid(vit: ViT, noise, side, bootstrap, width, n_boot, recipe, threshold, le
         check_bootstrap(method, one, vit.patch_size)
     for one in grid.recipe:
         check_recipe(one)
-    for one in grid.side:
-        square_mask(vit.img_size, one, seed=0)
     return grid
 
 # %% ../nbs/11_study.ipynb #37eeae64
@@ -165,14 +162,16 @@ def study_image(
 def _study_image(source: Source, vit: ViT, grid: Grid) -> list[dict]:
     seed = int(np.random.SeedSequence([grid.seed, zlib.crc32(source.name.encode())]).generate_state(1)[0])
     clean, category, thing = _read(source, vit)
+    object_ = None if thing is None else coverage(thing, vit.grid)
     rows, forward = [], 0.0
     for noise, side in product(grid.noise, grid.side):
         mask = NOISE[noise](vit.img_size, side, seed, thing)
         x = inject_noise(clean, mask, seed).to(vit.device)
-        roi, object_ = coverage(mask, vit.grid), None if thing is None else coverage(thing, vit.grid)
+        roi = coverage(mask, vit.grid)
         start = time.perf_counter()
         scores = attention_scores(x, vit, grid.layer).cpu().numpy()
         forward += time.perf_counter() - start
+        before = _measure_scores(scores, roi, object_)
         for method, width in grid.nulls():
             start = time.perf_counter()
             null = null_scores(x, vit, grid.n_boot[-1], method, seed, width=width, layer=grid.layer).cpu().numpy()
@@ -180,7 +179,7 @@ def _study_image(source: Source, vit: ViT, grid: Grid) -> list[dict]:
             for n_boot, recipe in product(grid.n_boot, grid.recipe):
                 sig = significance(scores, null[:n_boot], recipe)
                 setting = dict(noise=noise, side=side, bootstrap=method, width=width, n_boot=n_boot, recipe=recipe)
-                measured = _measure(scores, sig, roi, object_)
+                measured = {**before, **_measure_significance(scores, sig, roi)}
                 for threshold in grid.threshold:
                     maps = _measure_maps(scores, sig, roi, object_, threshold, grid.level)
                     rows.append(
@@ -202,7 +201,15 @@ def _read(source: Source, vit: ViT) -> tuple:
     return load_image(scene.images[0], vit), CLASSES[scene.labels[0]], scene.masks[0].numpy()
 
 
-def _measure(scores: np.ndarray, sig: Significance, roi: np.ndarray, thing: np.ndarray | None) -> dict:
+def _measure_scores(scores: np.ndarray, roi: np.ndarray, thing: np.ndarray | None) -> dict:
+    "What can be said before any null image."
+    row = dict(percentile_before=roi_percentile(scores, scores, roi))
+    if thing is not None:
+        row |= dict(object_share_before=attention_share(scores, thing), object_auroc_before=auroc(scores, thing))
+    return row
+
+
+def _measure_significance(scores: np.ndarray, sig: Significance, roi: np.ndarray) -> dict:
     "What does not depend on a threshold."
     curves = {name: tradeoff(scores, sig, roi, name) for name in ("p", "lfdr")}
     inside = roi >= 0.5 if (roi >= 0.5).any() else roi > 0
@@ -211,7 +218,6 @@ def _measure(scores: np.ndarray, sig: Significance, roi: np.ndarray, thing: np.n
         z_roi=float((sig.z * roi).sum() / roi.sum()),
         srmsd=srmsd(sig.p),
         srmsd_roi=srmsd(sig.p[inside]),
-        percentile_before=roi_percentile(scores, scores, roi),
     )
     for name, curve in curves.items():
         row |= {
@@ -219,8 +225,6 @@ def _measure(scores: np.ndarray, sig: Significance, roi: np.ndarray, thing: np.n
             f"curve_{name}_sensitivity": curve.sensitivity.astype(np.float32),
             f"curve_{name}_specificity": curve.specificity.astype(np.float32),
         }
-    if thing is not None:
-        row |= dict(object_share_before=attention_share(scores, thing), object_auroc_before=auroc(scores, thing))
     return row
 
 

@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test notebooks export readme clean
+.PHONY: demo test bench notebooks export readme clean
 
 demo: $(VENV)/demo.stamp            ## regularize the attention of one scene; writes the folder demo/
 	$(BIN)/attnbootreg demo --out demo
@@ -14,8 +14,12 @@ test: $(VENV)/dev.stamp             ## every notebook, then every test
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest tests
 
+bench: $(VENV)/demo.stamp           ## time and memory beside a naive pipeline and plain forward passes; a quarter of an hour
+	$(BIN)/python benchmarks/bench_speed.py --out speed.json
+
 notebooks: $(VENV)/dev.stamp        ## run the notebooks and store their outputs
-	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/tutorials/*.ipynb
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False \
+		nbs/*.ipynb nbs/tutorials/*.ipynb
 	$(BIN)/nbdev_clean
 
 export: $(VENV)/dev.stamp           ## write attnbootreg/ from nbs/

@@ -2,6 +2,9 @@
 
 __version__ = "0.1.0"
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from attnbootreg.arb import Regularized, regularize
 from attnbootreg.attention import attention_scores, upsample
 from attnbootreg.bootstrap import bootstrap_images, null_scores
@@ -19,10 +22,12 @@ from attnbootreg.simulation import coverage, diffuse_mask, inject_noise, square_
 from attnbootreg.statistics import (
     Recipe, Significance, estimate_pi0, hommel_bound, local_fdr, p_values, q_values, significance, significance_beside, z_scores,
 )  # fmt: skip
-from attnbootreg.study import load_study, run_study, summarize
+if TYPE_CHECKING:
+    from attnbootreg.study import load_study, run_study, summarize
+    from attnbootreg.widget import Explorer
 
 __all__ = [
-    "Perturbation", "Recipe", "Regions", "Regularized", "Scenes", "Significance", "Tradeoff", "ViT",
+    "Explorer", "Perturbation", "Recipe", "Regions", "Regularized", "Scenes", "Significance", "Tradeoff", "ViT",
     "attention_scores", "attention_share", "auroc", "bootstrap_images", "coverage", "diffuse_mask", "estimate_pi0", "familywise_p",
     "familywise_threshold", "hommel_bound", "inject_noise", "list_models", "load_image", "load_study", "load_vit", "local_fdr",
     "make_scenes", "null_scores", "p_errors", "p_intervals", "p_values", "perturb", "q_values", "regions", "regularize", "roi_metrics",
@@ -30,3 +35,16 @@ __all__ = [
     "specificity", "square_mask", "srmsd", "summarize", "suppression_factor", "tradeoff", "true_finds", "undecided", "upsample",
     "z_scores",
 ]
+
+# rooms that import much: opened by who enters
+_LATER = {"Explorer": "widget", "load_study": "study", "run_study": "study", "summarize": "study"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'attnbootreg' has no attribute {name!r}")
+    return getattr(import_module(f"attnbootreg.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,13 +8,17 @@ __all__ = ['familywise_p', 'familywise_threshold', 'true_finds', 'Regions', 'reg
 # %% ../nbs/05b_clusters.ipynb #fe0728de
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy.ndimage import label
 
-from .plots import Picture, plot_regions
 from .statistics import Significance, as_array, check_share, hommel_bound, p_values
+
+if TYPE_CHECKING:  # imported where a table or a figure is made, not by all who come in
+    import pandas as pd
+
+    from attnbootreg.plots import Picture
 
 # %% ../nbs/05b_clusters.ipynb #1e140e99
 def familywise_p(
@@ -74,11 +78,13 @@ class Regions:
     "Clusters of significant patches."
 
     labels: np.ndarray  # (h, w) int: 0 is no region, 1 the largest
-    table: pd.DataFrame  # a row a region: patches, peak_row, peak_column, peak_z, mean_z, true_share, size_p
+    table: "pd.DataFrame"  # a row a region: patches, peak_row, peak_column, peak_z, mean_z, true_share, size_p
     confidence: float  # of all true shares together
 
-    def plot(self, image: np.ndarray) -> Picture:  # image: (H, W, 3)
+    def plot(self, image: np.ndarray) -> "Picture":  # image: (H, W, 3)
         "The regions on the image, each with the share of it that is real, at least."
+        from attnbootreg.plots import plot_regions
+
         return plot_regions(image, self.labels, [f"≥ {share:.0%}" if share else "" for share in self.table["true_share"]])
 
     def __repr__(self) -> str:
@@ -112,6 +118,8 @@ def regions(
     p = np.maximum(sig.p, p_values(sig.z, sig.z0))  # other recipes may say 0, which no number of null images supports
     hommel, largest = hommel_bound(p, 1 - confidence), _largest_by_chance(sig.z0, alpha)
     rows = [_region(sig, p, labels == number, hommel, 1 - confidence, largest) for number in range(1, labels.max() + 1)]
+    import pandas as pd
+
     columns = ["patches", "peak_row", "peak_column", "peak_z", "mean_z", "true_share", "size_p"]
     return Regions(labels, pd.DataFrame(rows, pd.RangeIndex(1, len(rows) + 1, name="region"), columns), confidence)
 

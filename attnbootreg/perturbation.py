@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from .bootstrap import check_count, check_image, pixels_of
+from .kernels import FastKernels
 from .loading import ViT
 from .statistics import as_array
 
@@ -68,9 +69,10 @@ def perturb(
     return Perturbation(share, deletion, insertion, target)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _probabilities(images: Tensor, vit: ViT, batch_size: int = 16) -> Tensor:
     "Of the classes, (n, classes), on the CPU."
     if getattr(vit.model, "num_classes", 0) < 2:
         raise ValueError("vit: the model has no head for classes; load one that was trained to classify")
-    return torch.cat([vit.model(part.to(vit.dtype)).float().softmax(-1).cpu() for part in images.split(batch_size)])
+    with FastKernels():
+        return torch.cat([vit.model(part.to(vit.dtype)).float().softmax(-1).cpu() for part in images.split(batch_size)])

@@ -18,7 +18,6 @@ import torch
 from scipy.linalg import eigh
 from scipy.optimize import brentq
 from scipy.stats import false_discovery_control, norm
-from statsmodels.stats.multitest import local_fdr as theoretical_local_fdr
 from torch import Tensor
 
 from .density import decreasing_density
@@ -226,11 +225,13 @@ MIN_SCORES = 20  # for a density to be estimated
 
 def _theoretical(z: np.ndarray, pi0: float) -> np.ndarray:
     "With an N(0, 1) null, by statsmodels."
+    from statsmodels.stats import multitest  # only the recipes of the paper and its code need it, and it takes long to import
+
     if np.ptp(z) == 0:
         raise ValueError(f"z: no density can be fitted, all {z.size} values are the same; check the scores")
     try:
         with np.errstate(all="ignore"):
-            rates = theoretical_local_fdr(z.ravel().astype(np.float64), null_proportion=pi0)
+            rates = multitest.local_fdr(z.ravel().astype(np.float64), null_proportion=pi0)
     except (ValueError, np.linalg.LinAlgError):  # the fit did not converge; the next lines say so
         rates = np.array(np.nan)
     if not np.isfinite(rates).all():

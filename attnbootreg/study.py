@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .attention import attention_scores
 from .bootstrap import check_bootstrap, check_count, check_image, fresh_seed, null_scores
@@ -79,7 +79,7 @@ def _files(images: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[
         return (Source(str(path.relative_to(root)), str(path.parent.relative_to(root)), str(path)) for path in paths)
     if root.suffix.lower() in (".csv", ".parquet"):
         return _table_files(root)
-    return (Source(path, Path(path).parent.name, path) for path in sorted(glob.glob(str(images))))
+    return (Source(path, Path(path).parent.name, path) for path in sorted(glob.glob(str(images), recursive=True)))
 
 
 def _table_files(table: Path) -> Iterator[Source]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .attention import attention_scores, cls_row, input_of
 from .bootstrap import bootstrap_images, check_count, fresh_seed

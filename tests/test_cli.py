@@ -210,3 +210,36 @@ def test_study_and_summarize(tmp_path, picture, monkeypatch):
         done = CliRunner().invoke(app, wrong)
         assert done.exit_code == 2 and says in done.stderr and isinstance(done.exception, SystemExit)
     assert not (tmp_path / "new").exists()
+
+
+def test_json_for_other_programs(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    picture.rotate(90).save(tmp_path / "b.png")
+    done = attnbootreg("regularize", "a.png", "b.png", "--out", "out", "--n-boot", "2", "--json", cwd=tmp_path)
+    cards = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [card["image"] for card in cards] == ["a.png", "b.png"] and all(
+        (tmp_path / file).exists() for card in cards for file in card["files"]
+    )
+    assert cards[0]["maps"]["p"]["patches"] == int((Regularized.load(tmp_path / "out" / "a").maps["p"] > 0).sum())
+    card = json.loads(attnbootreg("simulate", "a.png", "--n-boot", "2", "--json", cwd=tmp_path).stdout)
+    assert 0 <= card["shares"]["on_noise"]["attention"] <= 1
+    card = json.loads(attnbootreg("study", "*.png", "--out", "study", "--n-boot", "1", "--json", cwd=tmp_path).stdout)
+    assert card["images"] == 2 and card["errors"] == 0 and card["images_a_second"] > 0
+    (row,) = json.loads(attnbootreg("summarize", "study", "--json", cwd=tmp_path).stdout)
+    assert row["images"] == 2 and "D_p" in row
+    assert json.loads(attnbootreg("models", "scenes", "--json").stdout) == ["scenes"]
+
+
+def test_quiet_says_nothing_but_errors(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    for command in ("regularize a.png --out out --n-boot 1", "simulate a.png --n-boot 1", "study *.png --out study --n-boot 1", "demo"):
+        done = attnbootreg(*command.split(), "--quiet", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
+    done = attnbootreg("regularize", "bad.png", "--out", "out", "--quiet", cwd=tmp_path)
+    assert done.returncode == 1 and "bad.png" in done.stderr and not done.stdout
+
+
+def test_completion_for_the_shell():
+    done = attnbootreg("--show-completion", "bash")
+    assert done.returncode == 0 and "_attnbootreg_completion" in done.stdout

@@ -1,5 +1,7 @@
 "Pictures of every kind, and models from every source."
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
+from timm.models import VisionTransformer
 
 from attnbootreg import load_image, load_vit
 from attnbootreg.loading import to_pixels
@@ -153,3 +156,11 @@ def test_embedded_model_at_another_size(vit):
     larger = load_vit(img_size=(192, 256), device="cpu")
     assert larger.grid == (24, 32) and larger.classes == vit.classes
     assert len(vit.classes) == 12
+
+
+def test_a_compiled_model_is_the_model():
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3).eval()
+    vit = load_vit(torch.compile(model))
+    assert vit.name == "VisionTransformer" and torch.equal(vit.model.cls_token, model.cls_token)
+    with pytest.raises(ValueError, match="checkpoint='mine.ckpt'"):
+        load_vit(Path("mine.ckpt"))

@@ -57,6 +57,14 @@ def test_fewer_null_images_are_the_first_of_more(vit, tmp_path, undisturbed):
     same(alone, both, rtol=1e-5)
 
 
+def test_patterns_reach_every_depth(vit, tmp_path, picture):
+    for name in ("a.png", "one/b.png", "one/two/c.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "pictures" / name)
+    run_study(tmp_path / "pictures" / "**" / "*.png", vit, tmp_path / "out", n_boot=1, progress=False)
+    assert {Path(image).name for image in load_study(tmp_path / "out")["image"]} == {"a.png", "b.png", "c.png"}
+
+
 SCRIPT = """
 import sys, torch
 from attnbootreg import load_vit, run_study

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from .attention import attention_scores, check_layer
-from .bootstrap import Bootstrap, check_batch_size, check_bootstrap, check_count, check_image, fresh_seed, null_scores
+from .bootstrap import Bootstrap, check_batch_size, check_bootstrap, check_count, check_image, fresh_seed
+from .bootstrap import null_scores, progress_bar
 from .loading import ViT, load_image, to_pixels, write_beside
 from .precision import p_errors, undecided
 from .shrinkage import THRESHOLDS, check_finite, shrink
@@ -227,10 +227,9 @@ def regularize(
     if not _is_many(image):
         return _regularize_one(image, vit, seed, batch_size, progress, **how)
     images = list(image)
-    bar = dict(disable=not progress, delay=1)
-    for one in tqdm(images, desc="checking", **bar):
+    for one in progress_bar(images, "checking", progress):
         _load(one, vit, crop)
-    return [_regularize_one(one, vit, seed + i, batch_size, False, **how) for i, one in enumerate(tqdm(images, desc="images", **bar))]
+    return [_regularize_one(one, vit, seed + i, batch_size, False, **how) for i, one in enumerate(progress_bar(images, "images", progress))]
 
 
 def _check_names(overrides: dict) -> None:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Bootstrap', 'Draw', 'METHODS', 'generator_of', 'check_image', 'check_bootstrap', 'fresh_seed', 'check_count',
-           'check_batch_size', 'bootstrap_images', 'null_scores', 'pixels_of']
+           'check_batch_size', 'bootstrap_images', 'progress_bar', 'null_scores', 'pixels_of']
 
 # %% ../nbs/02_bootstrap.ipynb #18977308
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -208,6 +208,16 @@ def bootstrap_images(
     return images
 
 # %% ../nbs/02_bootstrap.ipynb #56690575
+def progress_bar(
+    items: Iterable,  # to go through
+    what: str,  # they are
+    shown: bool,  # or not
+    **options: object,  # of tqdm
+) -> tqdm:  # of the items
+    "A bar from the first second on; the environment variable TQDM_DISABLE=1 hides it anyway."
+    return tqdm(items, desc=what, **({"delay": 1} if shown else {"disable": True}), **options)
+
+
 def null_scores(
     x: Tensor,  # the observed image as `load_image` makes it, (3, H, W)
     vit: ViT,
@@ -231,7 +241,7 @@ def null_scores(
     x, seed = x.to(vit.device), fresh_seed(seed)
     kept = None if keep is None else _kept_pixels(keep, vit)
     scores = torch.empty(n_boot, *vit.grid, device=vit.device)
-    for done in tqdm(range(0, n_boot, batch_size), desc="null images", disable=not progress, delay=1):
+    for done in progress_bar(range(0, n_boot, batch_size), "null images", progress):
         n = min(batch_size, n_boot - done)
         images = bootstrap_images(x, n, bootstrap, width, vit.patch_size, seed, start + done)
         scores[done : done + n] = attention_scores(images if kept is None else torch.where(kept, x, images), vit, layer)

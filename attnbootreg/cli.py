@@ -415,7 +415,7 @@ def explore(
     "Play with thresholds, null images and noise in a notebook: writes it, and starts JupyterLab on it."
     try:
         if find_spec("jupyterlab") is None and start:
-            raise ImportError("jupyterlab is not installed; install it with `pip install 'attnbootreg[explore]'`, or use --no-start")
+            raise ImportError("jupyterlab is not installed; install it with `pip install 'jupyterlab>=4'`, or use --no-start")
         _write_explorer(out, images or [], model, _img_size(img_size))
     except (ValueError, ImportError, FileNotFoundError) as error:
         _stop(error, 2)

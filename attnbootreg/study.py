@@ -26,10 +26,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
-from tqdm import tqdm
 
 from .attention import attention_scores
-from .bootstrap import check_bootstrap, check_count, check_image, fresh_seed, null_scores
+from .bootstrap import check_bootstrap, check_count, check_image, fresh_seed, null_scores, progress_bar
 from .loading import ViT, load_image, write_beside
 from .metrics import attention_share, auroc, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
 from .scenes import CLASSES, make_scenes
@@ -368,7 +367,7 @@ def run_study(
     done = _done(folder)
     missing = [source for source in sources if source.name not in done]
     results = _locally(missing, vit, grid) if engine == "local" else _with_ray(missing, vit, grid, workers, address)
-    bar = tqdm(results, desc="study", unit="image", total=len(sources), initial=len(sources) - len(missing), disable=not progress)
+    bar = progress_bar(results, "study", progress, unit="image", total=len(sources), initial=len(sources) - len(missing))
     for count, rows in enumerate(bar, start=1):
         _write(folder, pa.Table.from_pylist(rows, schema=_schema()), "image")
         if count % PARTS == 0:
@@ -397,7 +396,7 @@ def _with_ray(sources: list[Source], vit: ViT, grid: Grid, workers: int, address
     try:
         import ray
     except ImportError as error:
-        raise ImportError("engine: 'ray' needs Ray; pip install 'attnbootreg[ray]'") from error
+        raise ImportError("engine: 'ray' needs Ray; pip install 'ray[data]'") from error
     if not sources:
         return
     ours = not ray.is_initialized()

@@ -11,7 +11,7 @@ demo: $(VENV)/demo.stamp            ## regularize the attention of one scene; wr
 	$(BIN)/attnbootreg demo --out demo
 
 test: $(VENV)/dev.stamp             ## every notebook, then every test
-	$(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2  # two notebooks at a time, a core each
 	$(BIN)/python -m pytest tests
 
 bench: $(VENV)/demo.stamp           ## time and memory beside a naive pipeline and plain forward passes; a quarter of an hour

@@ -27,7 +27,7 @@ from torch import Tensor
 from .attention import attention_scores, check_layer
 from .bootstrap import Bootstrap, check_batch_size, check_bootstrap, check_count, check_image, fresh_seed
 from .bootstrap import null_scores, progress_bar
-from .loading import ViT, load_image, to_pixels, write_beside
+from .loading import ViT, check_vit, load_image, to_pixels, write_beside
 from .precision import p_errors, undecided
 from .shrinkage import THRESHOLDS, check_finite, shrink
 from .statistics import MIN_NULL_IMAGES, Recipe, Significance, check_recipe, check_share
@@ -112,6 +112,8 @@ class Regularized:
         All three are written beside and then renamed, so a failure leaves nothing half-written. Raises `OSError` that
         names the file and the remedy, `ValueError` if the picture itself would be overwritten.
         """
+        if os.fspath(path).endswith("/") or Path(path).is_dir():
+            raise ValueError(f"path: {os.fspath(path)!r} is a folder; give a name in it, as {os.path.join(path, 'result')!r}")
         check_not_source(path, self.settings["image"])
         return write_beside(
             {
@@ -213,6 +215,7 @@ def regularize(
     Scores, p, q and rates are arrays (h, w) on the patch grid; thresholds are probabilities. Raises `ValueError`,
     `TypeError` or `FileNotFoundError` that name the argument (and the image) and the remedy, before anything is computed.
     """
+    check_vit(vit)
     _check_names(overrides)
     n_boot = check_n_boot(n_boot, max_boot, recipe, beside, **overrides)
     check_bootstrap(bootstrap, width, vit.patch_size)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .kernels import FastKernels
-from .loading import ViT
+from .loading import ViT, check_vit
 
 # %% ../nbs/01_attention.ipynb #624a8c33
 class _Heard(Exception):
@@ -96,9 +96,12 @@ def attention_scores(
     Scores lie in (0, 1); with those of the prefix tokens, which are dropped, they sum to one. Raises `ValueError` for a
     shape, block or `heads` that does not exist.
     """
+    check_vit(vit)
     if heads not in ("mean", "all"):
         raise ValueError(f"heads: {heads!r} is neither 'mean' nor 'all'")
     H, W = vit.img_size
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor as load_image gives it, not {type(x).__name__}")
     if x.ndim not in (3, 4) or x.shape[-3:] != (3, H, W):
         raise ValueError(f"x: expected (3, {H}, {W}) or a batch of these, got {tuple(x.shape)}; use load_image")
     attn = vit.model.blocks[check_layer(layer, vit)].attn

@@ -30,7 +30,7 @@ Standardize = Enum("Standardize", {name: name for name in ("pooled", "position")
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16")}, type=str)
 
 # options that several commands have
-Model = Annotated[str, typer.Option(help="An embedded model or a timm name; see `attnbootreg models`.")]
+Model = Annotated[str, typer.Option(help="A timm name, or the embedded model, which knows drawn scenes alone; see `attnbootreg models`.")]
 Checkpoint = Annotated[Optional[Path], typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).")]
 Pretrained = Annotated[bool, typer.Option(help="timm's weights from the hub, or random ones.")]
 ImgSize = Annotated[Optional[str], typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.")]
@@ -82,6 +82,19 @@ def _card(result: object, files: list[Path], **more: object) -> dict:
     return dict(image=result.settings["image"], files=files, patches=result.scores.size, pi0=result.pi0, maps=maps, **more)
 
 
+def _check_targets(out: Path, names: list[str], images: list[Path]) -> None:
+    "Raises `ValueError` if a picture would be overwritten: one that was given, or one that lies in the folder and is no result."
+    from attnbootreg.arb import check_not_source
+
+    if out.is_file():
+        raise ValueError(f"out: {str(out)!r} is a file; give a folder")
+    for name in names:
+        for image in images:
+            check_not_source(out / f"{name}.png", image)
+        if (out / f"{name}.png").exists() and not (out / f"{name}.npz").exists():
+            raise ValueError(f"out: {str(out / f'{name}.png')!r} is there already and is no result of ours; choose another folder")
+
+
 def _table(summary: object) -> str:
     "A summary as text."
     percent = "{:.1%}".format
@@ -128,8 +141,7 @@ def regularize(
         check_share(lam, "lam")
         check_share(level, "level")
         names = _names(images)
-        for image, name in zip(images, names):
-            arb.check_not_source(out / f"{name}.png", image)
+        _check_targets(out, names, images)
         vit = loading.load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
     except (ValueError, TypeError, OSError) as error:
         _stop(error, 2)
@@ -214,11 +226,12 @@ def simulate(
 
     try:
         n_boot = arb.check_n_boot(_n_boot(n_boot), 200, recipe.value)
-        arb.check_not_source(out / f"{image.stem}.png", image)
+        _check_targets(out, [image.stem], [image])
         vit = loading.load_vit(model, checkpoint, _img_size(img_size))
         mask = NOISE[noise.value](vit.img_size, side, seed)
         noisy = loading.to_pixels(inject_noise(loading.load_image(image, vit), mask, seed), vit)
         result = arb.regularize(noisy, vit, n_boot, recipe=recipe.value, seed=seed, progress=sys.stderr.isatty() and not quiet)
+        result.settings["image"] = f"{image} with noise"
         files = result.save(out / f"{image.stem}.png")
     except (ValueError, TypeError, OSError) as error:
         _stop(error, 2)
@@ -270,6 +283,8 @@ def study(
         _stop(error, 1)
     rows = load_study(out, ["image", "error", "seconds", "seconds_forward"])
     failed, fine = rows["error"].notna().sum(), rows[rows["error"].isna()]
+    for one in rows[rows["error"].notna()].head(5).itertuples():
+        typer.echo(f"attnbootreg: {one.image}: {one.error}", err=True)
     total = fine["seconds"].sum()
     card = dict(
         out=out, images=int(rows["image"].nunique() - failed), errors=int(failed), rows=len(fine),
@@ -280,6 +295,8 @@ def study(
     if len(fine):
         text += "\n{images_a_second:.2f} images a second and worker, {share_in_the_model:.0%} of the time in the model".format(**card)
     _tell(text, card, as_json, quiet)
+    if failed and not len(fine):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -291,7 +308,7 @@ def summarize(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    "Show how much of the noise is left, by category: suppression factor D and its error for each map."
+    "Show how much of the noise is left, by category: suppression factor D (0 is best) and its error for each map."
     from attnbootreg.study import summarize
 
     try:
@@ -317,10 +334,12 @@ def demo(
     from attnbootreg.simulation import inject_noise, square_mask
 
     try:
+        _check_targets(out, ["scene"], [])
         vit = load_vit()
         scene = make_scenes(1, seed)
         noise = square_mask(vit.img_size, seed=seed, avoid=scene.masks[0])
         result = regularize(inject_noise(scene.images[0], noise, seed).clamp(0, 1), vit, seed=0)
+        result.settings["image"] = "scene with noise"
         files = result.save(out / "scene")
     except (ValueError, OSError) as error:
         _stop(error, 2)

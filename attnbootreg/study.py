@@ -29,7 +29,7 @@ import pyarrow.parquet
 
 from .attention import attention_scores
 from .bootstrap import check_bootstrap, check_count, check_image, fresh_seed, null_scores, progress_bar
-from .loading import ViT, load_image, write_beside
+from .loading import ViT, check_vit, load_image, write_beside
 from .metrics import attention_share, auroc, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
 from .scenes import CLASSES, make_scenes
 from .shrinkage import shrink
@@ -358,6 +358,7 @@ def run_study(
     Raises `ValueError` for wrong settings, for a folder that holds another study, and `FileNotFoundError` if there are no
     images, before anything is computed; `OSError` when the disk is full, after which the same call goes on.
     """
+    check_vit(vit)
     if engine not in ("local", "ray"):
         raise ValueError(f"engine: {engine!r} is neither 'local' nor 'ray'")
     check_count(workers, "workers")

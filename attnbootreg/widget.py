@@ -170,13 +170,13 @@ class Explorer(widgets.VBox):
         """Raises `TypeError` or `ValueError` for arguments that make no sense; pictures and names of models are looked at when they are
         chosen, and what is wrong with them is shown.
         """
+        self._job: Job | None = None  # first of all, as `close` is called even for a widget whose arguments are refused
+        self._lock, self._quiet, self._drawn = threading.RLock(), False, None
         images = {f"scene {i + 1}": one for i, one in enumerate(make_scenes(4, seed=4).images)} if images is None else images
         self._lab = Lab(vit, images, crop, batch_size, cache_mb)
         run = Run(next(iter(self._lab.images)), next(iter(self._lab.models)), -1, bootstrap, n_boot, width, seed)
         self._target = View(run, None, recipe, alpha, lam, level, z_min)  # what the controls ask for
         self._shown: View | None = None  # what the picture shows
-        self._job: Job | None = None
-        self._lock, self._quiet, self._drawn = threading.RLock(), False, None
 
         self._picture = Picture()
         self._controls = _controls(self._lab, self._target)

@@ -237,14 +237,14 @@ def growth_of(name: str = "vit_small_patch16_224", sizes: tuple[int, ...] = (112
 
 
 def import_ratio(turns: int = 7) -> float:
-    "The time of `import attnbootreg` over that of what it cannot do without."
+    "The time to import `regularize` over that of what it cannot do without."
 
     def seconds(code: str) -> float:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True)
         return time.perf_counter() - start
 
-    both = [(seconds("import torch, timm, scipy.stats"), seconds("import attnbootreg")) for _ in range(turns)]
+    both = [(seconds("import torch, timm, scipy.stats"), seconds("from attnbootreg import regularize")) for _ in range(turns)]
     return median(ours for _, ours in both) / median(base for base, _ in both)
 
 
@@ -259,7 +259,7 @@ def main() -> None:
     about = machine()
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     ratio = import_ratio()
-    print(f"import attnbootreg over import torch, timm, scipy.stats: {ratio:.2f}\n")
+    print(f"from attnbootreg import regularize, over import torch, timm, scipy.stats: {ratio:.2f}\n")
     print(f"{'':38}{'seconds':>30}{'times as long as ours':>20}{'MiB above the model':>27}")
     print(
         f"{'model':13}{'px':>5}{'nulls':>6}  {'format':9}{'batch':>5}"

@@ -115,7 +115,7 @@ def test_a_senseless_command_writes_nothing(tmp_path, picture, monkeypatch, wron
 def test_an_output_folder_that_cannot_be(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     done = attnbootreg("regularize", "a.png", "--out", "a.png", "--n-boot", "1", cwd=tmp_path)
-    assert done.returncode == 1 and "choose another folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "give a folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_picture_itself_is_never_overwritten(tmp_path, picture):
@@ -233,7 +233,7 @@ def test_json_for_other_programs(tmp_path, picture):
 def test_quiet_says_nothing_but_errors(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no picture")
-    for command in ("regularize a.png --out out --n-boot 1", "simulate a.png --n-boot 1", "study *.png --out study --n-boot 1", "demo"):
+    for command in ("regularize a.png --out out --n-boot 1", "simulate a.png --n-boot 1", "study a.png --out study --n-boot 1", "demo"):
         done = attnbootreg(*command.split(), "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
     done = attnbootreg("regularize", "bad.png", "--out", "out", "--quiet", cwd=tmp_path)
@@ -243,3 +243,27 @@ def test_quiet_says_nothing_but_errors(tmp_path, picture):
 def test_completion_for_the_shell():
     done = attnbootreg("--show-completion", "bash")
     assert done.returncode == 0 and "_attnbootreg_completion" in done.stdout
+
+
+def test_pictures_of_others_are_never_overwritten(tmp_path, picture):
+    picture.save(tmp_path / "a.jpg")
+    picture.rotate(90).save(tmp_path / "a.png")
+    kept = (tmp_path / "a.png").read_bytes()
+    for command in (
+        "regularize a.jpg --out . --n-boot 1",
+        "simulate a.jpg --out . --n-boot 1",
+        "regularize a.jpg a.png --out . --n-boot 1",
+    ):
+        done = attnbootreg(*command.split(), cwd=tmp_path)
+        assert done.returncode == 2 and "a.png" in done.stderr and (tmp_path / "a.png").read_bytes() == kept, command
+    for _ in range(2):  # results of ours are written anew
+        assert attnbootreg("regularize", "a.jpg", "--out", "out", "--n-boot", "1", cwd=tmp_path).returncode == 0
+    done = attnbootreg("regularize", "a.jpg", "--out", "a.png", "--n-boot", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "is a file; give a folder" in done.stderr
+
+
+def test_a_study_that_failed_says_so(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("no picture")
+    done = attnbootreg("study", "bad", "--out", "out", "--n-boot", "1", cwd=tmp_path)
+    assert done.returncode == 1 and "not a picture" in done.stderr and "0 images done, 1 with an error" in done.stdout

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from attnbootreg import (
     attention_scores, bootstrap_images, coverage, diffuse_mask, estimate_pi0, familywise_threshold, hommel_bound, inject_noise, load_image, load_vit, local_fdr,
-    make_scenes, null_scores, p_errors, p_intervals, perturb, q_values, regions, regularize, roi_threshold, shrink, significance, significance_beside, square_mask,
+    make_scenes, null_scores, p_errors, p_intervals, perturb, q_values, regions, regularize, roi_threshold, run_study, shrink, significance, significance_beside, square_mask,
     suppression_factor, tradeoff, true_finds, undecided, upsample,
 )  # fmt: skip
 
@@ -356,3 +356,23 @@ def test_no_permission(tmp_path, result):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="could not be written"):
         result.save(tmp_path / "scene")
+
+
+@pytest.mark.parametrize("wrong", ["scenes", None, load_vit])
+def test_what_is_no_vit_is_told_so(vit, picture, tmp_path, wrong):
+    for call in (
+        lambda: regularize(picture, wrong),
+        lambda: attention_scores(torch.zeros(3, *vit.img_size), wrong),
+        lambda: run_study("scenes", wrong, tmp_path / "study", limit=1),
+    ):
+        with pytest.raises(TypeError, match="vit: expected what load_vit gives"):
+            call()
+    with pytest.raises(TypeError, match="x: expected a tensor"):
+        attention_scores(np.zeros((3, *vit.img_size)), vit)
+
+
+def test_a_folder_is_no_name(vit, picture, tmp_path):
+    result = regularize(picture, vit, n_boot=1)
+    with pytest.raises(ValueError, match="is a folder; give a name in it"):
+        result.save(tmp_path)
+    assert not list(tmp_path.iterdir())

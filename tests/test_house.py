@@ -1,5 +1,6 @@
 "The repository itself: notebooks and modules agree, pages have titles, public names are documented."
 
+import ast
 import inspect
 import json
 import re
@@ -99,6 +100,20 @@ def test_public_parameters_say_what_they_are():
         for name in inspect.signature(item).parameters:
             if name != "vit":
                 assert re.search(rf"^    \**{name}\b[^#\n]*#.+$", source, re.M), f"{item.__name__}: {name}"
+
+
+def test_editors_and_python_know_the_same_names():
+    "The names that are fetched when they are used are those that type checkers see."
+    tree = ast.parse((ROOT / "attnbootreg" / "__init__.py").read_text())
+    rooms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnbootreg.")]
+    seen = {alias.name: node.module.removeprefix("attnbootreg.") for node in rooms for alias in node.names}
+    assert seen == attnbootreg._ROOM_OF and sorted(seen) == attnbootreg.__all__
+    assert set(attnbootreg.__all__) < set(dir(attnbootreg))
+
+
+def test_the_package_opens_no_room_by_itself():
+    code = "import sys, attnbootreg, attnbootreg.cli; assert not {'torch', 'timm', 'pandas', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_embedded_models_are_small():

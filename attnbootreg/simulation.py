@@ -28,7 +28,7 @@ def check_side(
 
 def _forbidden(size: tuple[int, int], avoid: np.ndarray | None) -> np.ndarray:
     "Pixels to avoid, as a new array."
-    forbidden = np.zeros(size, bool) if avoid is None else np.array(avoid, bool)
+    forbidden = np.zeros(size, bool) if avoid is None else np.asarray(avoid).astype(bool)
     if forbidden.shape != tuple(size):
         raise ValueError(f"avoid: shape {forbidden.shape} is not the size of the image, {tuple(size)}")
     return forbidden

@@ -29,7 +29,7 @@ from .bootstrap import Bootstrap, check_batch_size, check_bootstrap, check_count
 from .bootstrap import null_scores, progress_bar
 from .loading import ViT, check_vit, load_image, to_pixels, write_beside
 from .precision import p_errors, undecided
-from .shrinkage import THRESHOLDS, check_finite, shrink
+from .shrinkage import THRESHOLDS, check_finite, shrink_all
 from .statistics import MIN_NULL_IMAGES, Recipe, Significance, check_recipe, check_share
 from .statistics import significance, significance_beside, z_scores
 
@@ -321,8 +321,7 @@ def _regularize_one(image: Picturelike, vit: ViT, seed: int, batch_size: int | N
         found = sig.q <= how["level"]
         beside = score(len(null), keep=found).cpu().numpy()
         sig = significance_beside(scores, null, beside, found, recipe, **overrides)
-    thresholds = {"p": how["alpha"], "q": how["level"], "lfdr": how["lam"]}
-    maps = {method: shrink(scores, sig, method, thresholds.get(method), how["z_min"]) for method in THRESHOLDS}
+    maps = shrink_all(scores, sig, how["alpha"], how["level"], how["lam"], how["z_min"])
     how |= dict(n_boot=len(null), auto=auto, bootstrap=_method_name(how["bootstrap"]), seed=seed)
     settings = settings_of(_name(image), vit, **how)
     return Regularized(to_pixels(x, vit), scores, null, beside, found, sig.z, sig.z0, sig.p, sig.q, sig.lfdr, sig.pi0, maps, settings)

@@ -75,10 +75,7 @@ def _tell(text: str, card: object, as_json: bool, quiet: bool) -> None:
 
 def _card(result: object, files: list[Path], **more: object) -> dict:
     "A result as plain data."
-    maps = {
-        name: {"patches": int((map > 0).sum()), "attention_kept": float(map.sum() / result.scores.sum())}
-        for name, map in result.maps.items()
-    }
+    maps = result.summary().loc[list(result.maps), ["patches", "attention_kept"]].to_dict("index")
     return dict(image=result.settings["image"], files=files, patches=result.scores.size, pi0=result.pi0, maps=maps, **more)
 
 

@@ -26,7 +26,7 @@ from .attention import attention_scores, check_layer
 from .bootstrap import bootstrap_images, check_bootstrap, check_count, check_image, fresh_seed
 from .loading import ViT, load_image, load_vit, to_pixels
 from .metrics import roi_metrics, roi_percentile
-from .shrinkage import THRESHOLDS, check_finite, shrink
+from .shrinkage import check_finite, shrink_all
 from .simulation import coverage, inject_noise, square_mask
 from .statistics import Significance, check_recipe, check_share, significance
 
@@ -259,8 +259,7 @@ class Lab:
     def maps(self, view: View) -> dict[str, np.ndarray]:  # each (h, w)
         "The maps of `regularize`: z, p, q, lfdr, pi0 and posterior."
         (scores, _), (sig, _) = self.scores(view), self.significance(view)
-        thresholds = {"p": view.alpha, "q": view.level, "lfdr": view.lam}
-        return {method: shrink(scores, sig, method, thresholds.get(method), view.z_min) for method in THRESHOLDS}
+        return shrink_all(scores, sig, view.alpha, view.level, view.lam, view.z_min)
 
     def coverage(self, run: Run) -> np.ndarray | None:  # (h, w) in [0, 1]
         "The fraction of each patch that the square of noise covers; None without a square."

@@ -31,9 +31,9 @@ import torch
 from naive import naive_model, null_image, pixel_statistics, regularize_naively
 from torch import Tensor
 
-from attnbootreg import ViT, attention_scores, kernels, load_image, load_vit, regularize, shrink, significance, upsample
+from attnbootreg import ViT, attention_scores, kernels, load_image, load_vit, regularize, significance, upsample
 from attnbootreg.attention import cls_row, fitting_batch
-from attnbootreg.shrinkage import THRESHOLDS
+from attnbootreg.shrinkage import shrink_all
 
 MODELS = {
     "ViT-Ti/16": ("vit_tiny_patch16_224", 224),
@@ -178,7 +178,7 @@ def alone(picture: np.ndarray, vit: ViT, n_boot: int, score: object, pixels: boo
     if pixels:
         return pixel_statistics(*(upsample(part, vit.img_size).numpy() for part in (scores, null)))
     sig = significance(scores, null)
-    return {method: shrink(scores.numpy(), sig, method) for method in THRESHOLDS}
+    return shrink_all(scores.numpy(), sig)
 
 
 def without_kernels(work: object) -> None:

@@ -26,7 +26,7 @@ export: $(VENV)/dev.stamp           ## write attnbootreg/ from nbs/
 	$(BIN)/nbdev_export
 
 readme: $(VENV)/dev.stamp           ## write README.md and its pictures from nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --config nbs/readme.py --output-dir . nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --config tools/readme.py --output-dir . nbs/index.ipynb
 
 clean:                              ## forget the environment and what was made
 	rm -rf $(VENV) demo _docs _proc build dist *.egg-info

@@ -1,16 +1,16 @@
-"""Time and memory of `regularize`, beside a naive pipeline and beside nothing but the forward passes.
+"""Time and memory of `regularize`, compared with a naive pipeline and with the forward passes alone.
 
-    python benchmarks/bench_speed.py [--out FILE.json] [--models ...] [--n-boot 1 10 100] [--dtypes float32 bfloat16]
+    python benchmarks/bench_speed.py [--out FILE.json] [--models ...] [--n 1 10 100] [--dtypes float32 bfloat16]
 
 Every row is one run: the contenders take turns, the table shows the medians of their times and the ratios of these. Memory is
 the peak of a turn above that of the process with the model loaded. A contender that would take longer than LIMIT seconds a turn, judged by
 its own row with fewer null images, is left out of a row.
 
-    ours   regularize(picture, vit, n_boot), end to end
+    ours   regularize(picture, vit, null=n), end to end
     naive  the same by `naive.py`, always in float32 as the description has it
-    timm   1 + n_boot forward passes of timm's model, same number format, same batches, in inference mode
+    timm   1 + n forward passes of timm's model, same number format, same batches, in inference mode
 
-Then the way from the naive pipeline to ours, one trick after the other, and how a pass grows with the pixels.
+Then the steps from the naive pipeline to ours, one after the other, and how the time of a pass grows with the pixels.
 """
 
 import argparse
@@ -31,8 +31,9 @@ import torch
 from naive import naive_model, null_image, pixel_statistics, regularize_naively
 from torch import Tensor
 
-from attnbootreg import ViT, attention_scores, kernels, load_image, load_vit, regularize, significance, upsample
-from attnbootreg.attention import cls_row, fitting_batch
+from attnbootreg import Attention, ViT, attention_scores, kernels, load_image, load_vit, regularize, significance, upsample
+from attnbootreg.adapters import AttentionCall, listen
+from attnbootreg.batches import fitting_batch
 from attnbootreg.shrinkage import shrink_all
 
 MODELS = {
@@ -110,7 +111,7 @@ def plain_passes(images: Tensor, vit: ViT, n: int) -> None:
             vit.model(images[: n - done])
 
 
-def rows_of(label: str, dtype: str, n_boots: list[int], device: str) -> list[dict]:
+def rows_of(label: str, dtype: str, numbers: list[int], device: str) -> list[dict]:
     name, size = MODELS[label]
     vit = load_vit(name, img_size=size, pretrained=False, dtype=dtype, device=device)
     plain = load_vit(name, img_size=size, pretrained=False, device=device)
@@ -118,14 +119,14 @@ def rows_of(label: str, dtype: str, n_boots: list[int], device: str) -> list[dic
     naive, rows, left_out = naive_model(plain), [], set() if vit.device.type == "cpu" else {"naive"}
     fresh_memory(vit.device)
     loaded = held(vit.device)
-    regularize(picture, vit, 2, seed=0, progress=False)  # what is done once for all is done here
-    for n_boot in n_boots:
-        batch = min(n_boot, fitting_batch(vit))
+    regularize(picture, vit, null=2, seed=0, progress=False)  # what is done once for all is done here
+    for n in numbers:
+        batch = min(n, fitting_batch(Attention(), vit))
         images = torch.randn(batch, 3, size, size, device=vit.device).to(vit.dtype)
         contenders = {
-            "ours": lambda: regularize(picture, vit, n_boot, seed=0, progress=False),
-            "timm": lambda: plain_passes(images, vit, 1 + n_boot),
-            "naive": lambda: regularize_naively(picture, naive, plain, n_boot),
+            "ours": lambda: regularize(picture, vit, null=n, seed=0, progress=False),
+            "timm": lambda: plain_passes(images, vit, 1 + n),
+            "naive": lambda: regularize_naively(picture, naive, plain, n),
         }
         contenders = {who: work for who, work in contenders.items() if who not in left_out}
         if not contenders:
@@ -137,11 +138,11 @@ def rows_of(label: str, dtype: str, n_boots: list[int], device: str) -> list[dic
             for who, work in contenders.items():
                 turns[who].append(seconds_of(work, vit.device))
         seconds = {who: median(done) for who, done in turns.items()}
-        row = dict(model=label, pixels=size, n_boot=n_boot, dtype=dtype, batch=batch, turns=repeats, seconds=seconds, peak_mib=memory)
+        row = dict(model=label, pixels=size, n_null=n, dtype=dtype, batch=batch, turns=repeats, seconds=seconds, peak_mib=memory)
         rows.append(row)
         print(line_of(row), flush=True)
-        following = n_boots[n_boots.index(n_boot) + 1 :]
-        grows = (1 + following[0]) / (1 + n_boot) if following else 1
+        following = numbers[numbers.index(n) + 1 :]
+        grows = (1 + following[0]) / (1 + n) if following else 1
         left_out |= {who for who, second in seconds.items() if second * grows > LIMIT}
     return rows
 
@@ -154,7 +155,7 @@ def line_of(row: dict) -> str:
         return "".join((format(values[who], form) if who in values else "–").rjust(width) for who in whose)
 
     return (
-        f"{row['model']:13}{row['pixels']:5}{row['n_boot']:6}  {row['dtype']:9}{row['batch']:5}"
+        f"{row['model']:13}{row['pixels']:5}{row['n_null']:6}  {row['dtype']:9}{row['batch']:5}"
         + cells(seconds, ("ours", "timm", "naive"), ".3f", 10)
         + cells(over, ("timm", "naive"), ".2f", 10)
         + cells(memory, ("ours", "timm", "naive"), ".0f", 9)
@@ -163,18 +164,21 @@ def line_of(row: dict) -> str:
 
 def whole_pass(x: Tensor, vit: ViT) -> Tensor:
     "Scores after a whole forward pass with fused attention, (h, w)."
-    attn, seen = vit.model.blocks[-1].attn, []
-    handle = attn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    last: list[AttentionCall] = []
+
+    def hear(call: AttentionCall) -> bool:
+        last[:] = [call]
+        return False  # the pass goes on to its end
+
     with torch.inference_mode():
-        vit.model(x[None].to(vit.dtype))
-        handle.remove()
-        return cls_row(attn, seen[0])[0, :, vit.model.num_prefix_tokens :].mean(0).unflatten(0, vit.grid)
+        listen(lambda: vit.model(x[None].to(vit.dtype)), hear)
+        return last[0].rows(slice(0, 1))[0, :, 0, vit.prefix :].mean(0).unflatten(0, vit.grid)
 
 
-def alone(picture: np.ndarray, vit: ViT, n_boot: int, score: object, pixels: bool) -> dict[str, np.ndarray]:
+def alone(picture: np.ndarray, vit: ViT, n: int, score: object, pixels: bool) -> dict[str, np.ndarray]:
     "The method with one image at a time, and statistics of pixels or of patches."
     x = load_image(picture, vit)
-    scores, null = score(x, vit), torch.stack([score(null_image(x), vit) for _ in range(n_boot)])
+    scores, null = score(x, vit), torch.stack([score(null_image(x), vit) for _ in range(n)])
     if pixels:
         return pixel_statistics(*(upsample(part, vit.img_size).numpy() for part in (scores, null)))
     sig = significance(scores, null)
@@ -196,29 +200,29 @@ def naively_without_gradients(*args: object) -> None:
     regularize_naively(*args)
 
 
-def tricks_of(label: str, n_boot: int) -> dict:
+def tricks_of(label: str, n: int) -> dict:
     "Median seconds from the naive pipeline to ours, one trick more at each step; on the CPU."
     name, size = MODELS[label]
     vits = {dtype: load_vit(name, img_size=size, pretrained=False, dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16")}
     vit = vits["float32"]
     picture, naive = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8), naive_model(vit)
     steps = {
-        "naive pipeline": lambda: regularize_naively(picture, naive, vit, n_boot),
-        "no gradients": lambda: naively_without_gradients(picture, naive, vit, n_boot),
-        "fused attention": lambda: alone(picture, vit, n_boot, whole_pass, pixels=True),
-        "patches, not pixels": lambda: alone(picture, vit, n_boot, whole_pass, pixels=False),
-        "one row of the last block": lambda: without_kernels(lambda: alone(picture, vit, n_boot, attention_scores, pixels=False)),
-        "batches": lambda: without_kernels(lambda: regularize(picture, vit, n_boot, seed=0, progress=False)),
-        "oneDNN": lambda: regularize(picture, vit, n_boot, seed=0, progress=False),
-        "bfloat16": lambda: regularize(picture, vits["bfloat16"], n_boot, seed=0, progress=False),
+        "naive pipeline": lambda: regularize_naively(picture, naive, vit, n),
+        "no gradients": lambda: naively_without_gradients(picture, naive, vit, n),
+        "fused attention": lambda: alone(picture, vit, n, whole_pass, pixels=True),
+        "patches, not pixels": lambda: alone(picture, vit, n, whole_pass, pixels=False),
+        "one row of the last block": lambda: without_kernels(lambda: alone(picture, vit, n, attention_scores, pixels=False)),
+        "batches": lambda: without_kernels(lambda: regularize(picture, vit, null=n, seed=0, progress=False)),
+        "oneDNN": lambda: regularize(picture, vit, null=n, seed=0, progress=False),
+        "bfloat16": lambda: regularize(picture, vits["bfloat16"], null=n, seed=0, progress=False),
     }
     for work in steps.values():
         work()
     turns = [{step: seconds_of(work, vit.device) for step, work in steps.items()} for _ in range(TURNS)]
     seconds = {step: median(one[step] for one in turns) for step in steps}
-    print(f"\n{label}, {size} px, {n_boot} null images, each step with those above it:")
+    print(f"\n{label}, {size} px, {n} null images, each step with those above it:")
     print("\n".join(f"{step:28}{second:8.3f} s" for step, second in seconds.items()), flush=True)
-    return dict(model=label, pixels=size, n_boot=n_boot, seconds=seconds)
+    return dict(model=label, pixels=size, n_null=n, seconds=seconds)
 
 
 def growth_of(name: str = "vit_small_patch16_224", sizes: tuple[int, ...] = (112, 224, 336, 448, 672, 896)) -> dict:
@@ -252,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("speed.json"), help="file for the figures")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--n-boot", nargs="+", type=int, default=[1, 10, 100])
+    parser.add_argument("--n", nargs="+", type=int, default=[1, 10, 100], help="numbers of null images")
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -265,7 +269,7 @@ def main() -> None:
         f"{'model':13}{'px':>5}{'nulls':>6}  {'format':9}{'batch':>5}"
         + f"{'ours':>10}{'timm':>10}{'naive':>10}{'timm':>10}{'naive':>10}{'ours':>9}{'timm':>9}{'naive':>9}"
     )
-    rows = [row for label in args.models for dtype in args.dtypes for row in rows_of(label, dtype, args.n_boot, args.device)]
+    rows = [row for label in args.models for dtype in args.dtypes for row in rows_of(label, dtype, args.n, args.device)]
     tricks = [tricks_of("ViT-S/16", 10), tricks_of("ViT-S/8", 1)]
     figures = dict(machine=about, import_ratio=ratio, rows=rows, tricks=tricks, growth=growth_of())
     args.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What the statistics cost beside the forward passes they judge: ViT-S/8 at 488 px, a grid of 61 x 61, 100 null images.
+"""What the statistics cost, compared with the forward passes that they judge: ViT-S/8 at 488 px, a grid of 61 x 61, 100 null images.
 
     python benchmarks/bench_statistics.py
 
@@ -11,9 +11,9 @@ from statistics import median
 import numpy as np
 import torch
 
-from attnbootreg import attention_scores, load_vit, significance
+from attnbootreg import Recipe, attention_scores, load_vit, significance
 
-N_BOOT, TIMED = 100, 2
+N_NULL, TIMED = 100, 2
 
 
 def seconds(work: object, repeats: int) -> float:
@@ -30,12 +30,12 @@ def seconds(work: object, repeats: int) -> float:
 def main() -> None:
     vit = load_vit("vit_small_patch8_224", img_size=488, pretrained=False)
     images = torch.randn(TIMED, 3, *vit.img_size, device=vit.device)
-    forward = seconds(lambda: attention_scores(images, vit).sum().item(), 1) / TIMED * (N_BOOT + 1)
+    forward = seconds(lambda: attention_scores(images, vit).sum().item(), 1) / TIMED * (N_NULL + 1)
     rng = np.random.default_rng(0)
-    scores, null = rng.gamma(4, 1, vit.grid), rng.gamma(4, 1, (N_BOOT, *vit.grid))
-    print(f"{vit}: {N_BOOT + 1} forward passes {forward:.1f} s")
-    for name, choice in {"pooled": {}, "position": dict(standardize="position")}.items():
-        statistics = seconds(lambda: significance(scores, null, **choice), 5)
+    scores, null = rng.gamma(4, 1, vit.grid), rng.gamma(4, 1, (N_NULL, *vit.grid))
+    print(f"{vit}: {N_NULL + 1} forward passes {forward:.1f} s")
+    for name, recipe in {"pooled": Recipe(), "position": Recipe(standardize="position")}.items():
+        statistics = seconds(lambda: significance(scores, null, recipe), 5)
         print(f"significance, {name}: {statistics:.3f} s, {statistics / forward:.3%} of the forward passes")
 
 

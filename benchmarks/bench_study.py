@@ -8,14 +8,15 @@ of two Ray workers of one thread each over that of one, without the start of Ray
 
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from attnbootreg import load_study, load_vit, run_study, study
+from attnbootreg import Engine, Study, load_study, load_vit, run_study, study
 
-SETTINGS = dict(noise=("square", "diffuse"), n_boot=(1, 10), recipe=("calibrated", "paper", "released"), progress=False)
+SETTINGS = Study(("square", "diffuse"), null=(1, 10), recipe=("calibrated", "paper", "released"))
 
 
 def images_a_second(vit: object, out: Path, workers: int, limit: int) -> float:
@@ -27,7 +28,7 @@ def images_a_second(vit: object, out: Path, workers: int, limit: int) -> float:
         write(*part)
 
     study._write = timed
-    run_study("scenes", vit, out, limit=limit, engine="ray", workers=workers, **SETTINGS)
+    run_study("scenes", vit, out, SETTINGS, limit, Engine("ray", workers), progress=False)
     study._write = write
     first = 4 * workers
     return (limit - 1 - first) / (times[limit - 1] - times[first])
@@ -40,10 +41,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         memory = {}
         for limit in (20, 200):
-            run_study("scenes", vit, Path(folder) / "local", limit=limit, **{**SETTINGS, "n_boot": 1})
+            run_study("scenes", vit, Path(folder) / "local", replace(SETTINGS, null=1), limit, progress=False)
             memory[limit] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"peak memory after 200 images over that after 20: {memory[200] / memory[20]:.2f}")
-        run_study("scenes", vit, Path(folder) / "whole", limit=40, **SETTINGS)
+        run_study("scenes", vit, Path(folder) / "whole", SETTINGS, limit=40, progress=False)
         times = load_study(Path(folder) / "whole", ["seconds", "seconds_forward"]).sum()
         print(f"share of the time in making and scoring null images: {times['seconds_forward'] / times['seconds']:.0%}")
         torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""The baseline of the benchmarks: the method as its description reads, with nothing spared.
+"""The baseline of the benchmarks: the method as its description reads, without any optimization.
 
 Written here from that description, not taken from anybody's code: every block computes its full n x n attention, autograd keeps
-the graph, each null image goes through the model alone, and the statistics are taken of upsampled pixels.
+the graph, each null image goes through the model alone, and the statistics are computed on upsampled pixels.
 """
 
 import copy
@@ -11,7 +11,7 @@ import torch
 from statsmodels.stats.multitest import local_fdr
 from torch import Tensor, nn
 
-from attnbootreg import ViT, load_image, upsample
+from attnbootreg import Cuts, ViT, load_image, upsample
 
 
 class FullAttention(nn.Module):
@@ -39,13 +39,13 @@ def naive_model(vit: ViT) -> nn.Module:
 def pixel_scores(x: Tensor, model: nn.Module, vit: ViT) -> np.ndarray:
     "The attention of CLS in the last block after a whole forward pass, as pixels (H, W)."
     model(x[None].to(vit.dtype))
-    map = model.blocks[-1].attn.weights[0, :, 0, vit.model.num_prefix_tokens :].mean(0).unflatten(0, vit.grid)
+    map = model.blocks[-1].attn.weights[0, :, 0, vit.prefix :].mean(0).unflatten(0, vit.grid)
     for block in model.blocks:
         block.attn.weights = None  # with them goes the graph
     return upsample(map.detach().float(), vit.img_size).numpy()
 
 
-def pixel_statistics(scores: np.ndarray, null: np.ndarray, alpha: float = 0.3, lam: float = 0.3) -> dict[str, np.ndarray]:
+def pixel_statistics(scores: np.ndarray, null: np.ndarray, cuts: Cuts = Cuts()) -> dict[str, np.ndarray]:
     "Maps (H, W) from scores (H, W) and null scores (B, H, W), a statistic for every pixel."
     log_null = np.log(null)
     z, z0 = ((np.log(values) - log_null.mean()) / log_null.std() for values in (scores, null))
@@ -53,8 +53,8 @@ def pixel_statistics(scores: np.ndarray, null: np.ndarray, alpha: float = 0.3, l
     p = 1 - np.searchsorted(pooled, np.abs(z), "right") / len(pooled)
     pi0 = min(1, (p > 0.89).mean() / 0.11)
     rates = local_fdr(z.ravel(), null_proportion=pi0).reshape(z.shape)
-    kept = {"p": p <= alpha, "lfdr": rates <= lam, "pi0": p <= np.percentile(p, 100 * (1 - pi0)), "z": z >= 0}
-    return {name: scores * keep * (z >= 0) for name, keep in kept.items()}
+    kept = {"p": p <= cuts.p, "lfdr": rates <= cuts.lfdr, "pi0": p <= np.percentile(p, 100 * (1 - pi0)), "z": z >= cuts.z}
+    return {name: scores * keep * (z >= cuts.z) for name, keep in kept.items()}
 
 
 def null_image(x: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ def null_image(x: Tensor) -> Tensor:
     return mean + std * torch.randn_like(x)
 
 
-def regularize_naively(image: np.ndarray, model: nn.Module, vit: ViT, n_boot: int) -> dict[str, np.ndarray]:
+def regularize_naively(image: np.ndarray, model: nn.Module, vit: ViT, n: int) -> dict[str, np.ndarray]:
     "Maps (H, W) of one picture."
     x = load_image(image, vit)
-    null = np.stack([pixel_scores(null_image(x), model, vit) for _ in range(n_boot)])
+    null = np.stack([pixel_scores(null_image(x), model, vit) for _ in range(n)])
     return pixel_statistics(pixel_scores(x, model, vit), null)

@@ -35,6 +35,6 @@ def scene():
 
 @pytest.fixture(scope="session")
 def picture():
-    "A small colour picture."
+    "A small color picture."
     yy, xx = np.mgrid[:60, :80]
     return Image.fromarray(np.stack([3 * xx, 4 * yy, 128 + 90 * np.sin(xx / 9)], -1).astype(np.uint8))

@@ -53,12 +53,31 @@ def free_port():
         return probe.getsockname()[1]
 
 
+SIGNED = """
+import torch
+from attnbootreg import Cuts, Explorer, Null, Score
+
+def contrast(vit, x):
+    "How much brighter each patch is than its image; zero in the left column."
+    light = torch.nn.functional.avg_pool2d(x.mean(1), vit.patch_size)
+    return (light - light.mean((1, 2), keepdim=True)) * (torch.arange(light.shape[-1]) > 0)
+
+explorer = Explorer(score=Score(contrast, signed=True), null=Null(n=4), cuts=Cuts(z=1.0))
+explorer
+"""
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    "JupyterLab on the notebook that `attnbootreg explore` writes."
+    "JupyterLab on the notebook that `attnbootreg explore` writes, explorer.ipynb, and one of a signed score, signed.ipynb."
+    import nbformat
+
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
     command = Path(sys.executable).parent / "attnbootreg"
     subprocess.run([command, "explore", "--no-start", "--out", folder / "explorer.ipynb"], check=True, capture_output=True)
+    signed = nbformat.read(folder / "explorer.ipynb", 4)
+    signed.cells[0].source = SIGNED
+    nbformat.write(signed, folder / "signed.ipynb")
     options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
     command = [sys.executable, "-m", "jupyterlab", *options]
     server = subprocess.Popen(command, cwd=folder, env=lab_environment(folder), stderr=subprocess.PIPE, text=True)
@@ -66,7 +85,7 @@ def address(tmp_path_factory):
         said = list(takewhile(lambda line: "is running at" not in line, server.stderr))
         assert server.poll() is None, "".join(said)
         threading.Thread(target=server.stderr.read, daemon=True).start()  # a full pipe would stop the server
-        yield f"http://127.0.0.1:{port}/doc/tree/explorer.ipynb?token={TOKEN}"
+        yield f"http://127.0.0.1:{port}/doc/tree/{{}}?token={TOKEN}"
     finally:
         server.terminate()
         server.wait()
@@ -80,9 +99,8 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def page(address, browser):
-    "The notebook, with its cell run and the first result drawn."
+def opened(browser, address):
+    "A notebook, with its cell run and the first result drawn."
     page = browser.new_page(viewport={"width": 1280, "height": 1700})
     page.set_default_timeout(30 * SECONDS)
     expect.set_options(timeout=30 * SECONDS)
@@ -92,6 +110,12 @@ def page(address, browser):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.locator(".attnbootreg[data-frame]").wait_for(timeout=120 * SECONDS)  # the kernel imports PyTorch first
     return page
+
+
+@pytest.fixture(scope="module")
+def page(address, browser):
+    "The notebook of the command line."
+    return opened(browser, address.format("explorer.ipynb"))
 
 
 @pytest.fixture
@@ -146,7 +170,7 @@ def test_hovering_reads_all_maps(page, shot):
     panel.hover(position={"x": 12.5 * patch, "y": 5.5 * patch})
     readout = page.locator(".readout")
     expect(readout).to_contain_text("row 6, column 13")
-    for stat in ("attention", "z", "p", "q", "lfdr"):
+    for stat in ("score", "z", "p", "q", "lfdr"):
         expect(readout.locator(f"[data-stat={stat}]")).to_have_text(re.compile(rf"{stat} -?\d"))
     assert page.locator(".cursor:visible").count() == 8
     shot("hover")
@@ -155,14 +179,14 @@ def test_hovering_reads_all_maps(page, shot):
     expect(readout).to_contain_text("row 5, column 13")
 
 
-def test_colours_and_opacity_stay_in_the_browser(page, shot):
-    before, viridis = frame(page), pixels(page, "attention")
-    page.get_by_label("Colours").select_option("magma")
-    magma = pixels(page, "attention")
+def test_colors_and_opacity_stay_in_the_browser(page, shot):
+    before, viridis = frame(page), pixels(page, "scores")
+    page.get_by_label("Colors").select_option("magma")
+    magma = pixels(page, "scores")
     page.get_by_label("Overlay opacity").fill("1")
-    assert len({viridis, magma, pixels(page, "attention")}) == 3 and frame(page) == before
-    shot("colours")
-    page.get_by_label("Colours").select_option("viridis")
+    assert len({viridis, magma, pixels(page, "scores")}) == 3 and frame(page) == before
+    shot("colors")
+    page.get_by_label("Colors").select_option("viridis")
     page.get_by_label("Overlay opacity").fill("0.75")
 
 
@@ -173,7 +197,7 @@ def test_a_click_puts_noise_there(page, shot):
     assert pixels(page, "image") != clean and page.locator(".square:visible").count() == 8
     for name in ("suppression D", "sensitivity", "specificity"):
         expect(page.locator("thead th", has_text=name)).to_be_visible()
-    expect(page.locator("tbody tr", has_text="attention").locator("td").nth(2)).to_have_text("100 %")
+    expect(page.locator("tbody tr", has_text="scores").locator("td").nth(2)).to_have_text("100 %")
     expect(page.locator("pre", has_text="inject_noise")).to_contain_text("square_mask(vit.img_size, side=26, at=[(")
     idle(page)
     shot("noise")
@@ -228,11 +252,22 @@ def test_files_are_saved(page, tmp_path):
 
 
 def test_every_control_has_a_name(page):
-    for slider in ("α: p ≤", "q ≤", "λ: lfdr ≤", "z ≥", "Overlay opacity"):
+    for slider in ("p ≤", "q ≤", "lfdr ≤", "z ≥", "Overlay opacity"):
         expect(page.get_by_role("slider", name=slider, exact=True)).to_be_visible()
     for kind in ("combobox", "spinbutton", "slider", "button", "img"):
         for one in page.locator(".attnbootreg-explorer").get_by_role(kind).all():
             assert re.search(r"^- \S*" + kind + r' "', one.aria_snapshot()), one.evaluate("node => node.outerHTML")
+
+
+def test_a_head_is_shown_without_a_run(page, shot):
+    idle(page)
+    before, mean = frame(page), pixels(page, "scores")
+    page.get_by_label("head", exact=True).select_option("head 1")
+    redrawn(page, before)
+    assert pixels(page, "scores") != mean
+    expect(page.locator("[data-panel=scores] .panel-title")).to_have_text("scores: head 1")
+    expect(page.locator("pre", has_text="regularize")).to_contain_text("score=Attention(heads=1)")
+    shot("head")
 
 
 def test_it_fits_a_phone(page, shot):
@@ -243,3 +278,33 @@ def test_it_fits_a_phone(page, shot):
     for one in page.locator(".attnbootreg .panel").all():
         box = one.bounding_box()
         assert inside["x"] - 1 <= box["x"] and box["x"] + box["width"] <= inside["x"] + inside["width"] + 1
+
+
+def color_at(page, name, row, column):
+    "Red, green and blue of a panel in the middle of a patch."
+    read = "(canvas, [y, x]) => [...canvas.getContext('2d').getImageData(x * canvas.width, y * canvas.height, 1, 1).data]"
+    return page.locator(f"[data-panel={name}] canvas").evaluate(read, [(row + 0.5) / 16, (column + 0.5) / 16])[:3]
+
+
+def test_signed_scores_have_diverging_colors(browser, address, tmp_path):
+    page = opened(browser, address.format("signed.ipynb"))
+    page.get_by_label("Overlay opacity").fill("1")
+    expect(page.locator("[data-panel=z] .panel-title")).to_have_text("|z| ≥ 1")
+    expect(page.get_by_role("slider", name="|z| ≥", exact=True)).to_be_visible()
+    assert page.locator(".histograms svg").first.locator(".mark").count() == 2
+    for name in ("layer", "map"):
+        expect(page.get_by_label(name, exact=True)).to_be_disabled()
+    seen = set()
+    panel = page.locator("[data-panel=scores] .frame")
+    size = panel.bounding_box()["width"] / 16
+    for column in range(0, 16, 3):
+        panel.hover(position={"x": (column + 0.5) * size, "y": 6.5 * size})
+        score = float(page.locator("[data-stat=score]").inner_text().split()[-1])
+        red, _, blue = color_at(page, "scores", 6, column)
+        seen.add(sign := (score > 0) - (score < 0))
+        assert abs(score) < 0.05 or (red > blue) == (sign > 0), f"column {column}: score {score}, red {red}, blue {blue}"
+    assert {-1, 0, 1} <= seen and len(set(color_at(page, "scores", 6, 0))) == 1  # zero is the gray picture
+    page.get_by_label("Colors").select_option("PuOr_r")
+    expect(page.locator(".scale")).to_contain_text("(0: no color)")
+    page.locator(".jp-OutputArea-output").last.screenshot(path=tmp_path / "signed.png")
+    page.close()

@@ -11,11 +11,12 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
 
-from attnbootreg import load_vit, make_scenes, regularize
+from attnbootreg import Attention, Cuts, Masked, Null, Recipe, Score, bootstrap, load_vit, make_scenes, regularize
 from attnbootreg import explorer as logic
 from attnbootreg.cli import app
-from attnbootreg.explorer import Lab, Recent, Run, View, code
-from attnbootreg.widget import Explorer, Picture
+from attnbootreg.controls import Canvas
+from attnbootreg.explorer import Lab, Recent, Run, View, changed, code, noise_mask, numbers
+from attnbootreg.widget import Explorer
 
 MINUTE = 60
 
@@ -27,8 +28,7 @@ def photo(tmp_path, picture):
 
 
 def first_view(lab, **changes):
-    own = {name: changes.pop(name) for name in list(changes) if name in View.__dataclass_fields__}
-    return View(Run(next(iter(lab.images)), next(iter(lab.models)), **changes), **own)
+    return changed(View(Run(next(iter(lab.images)), next(iter(lab.models)))), **changes)
 
 
 def done(vit="scenes", images=None, **how):
@@ -38,27 +38,84 @@ def done(vit="scenes", images=None, **how):
     return explorer
 
 
+def canvas_of(explorer):
+    return explorer._screen.canvas
+
+
+def controls_of(explorer):
+    return explorer._screen.controls
+
+
+def contrast(vit, x):
+    "A score of a user: how much each patch differs from its image, in brightness and in red; signed, and zero in the left column."
+    light = torch.nn.functional.avg_pool2d(torch.stack([x.mean(1), x[:, 0]], 1), vit.patch_size)
+    return (light - light.mean((2, 3), keepdim=True)) * (torch.arange(light.shape[-1], device=x.device) > 0)
+
+
+def brightness(vit, x):
+    return contrast(vit, x)[:, 0]
+
+
+def lightness(vit, x):
+    return contrast(vit, x)[:, 0].abs()
+
+
+def dim(x, generator):
+    "Null images of a user: half of the noise."
+    return x.mean() + 0.5 * torch.randn(x.shape, generator=generator, device=x.device)
+
+
+def assert_same(ours, theirs):
+    assert ours.settings == theirs.settings
+    for name in ("image", "scores"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
+    np.testing.assert_array_equal(ours.null.values, theirs.null.values)
+    for name in ("z", "z0", "p", "q", "lfdr", "pi0", "recipe"):
+        np.testing.assert_array_equal(getattr(ours.sig, name), getattr(theirs.sig, name), err_msg=name)
+    assert list(ours.maps) == list(theirs.maps)
+    for name, map in theirs.maps.items():
+        np.testing.assert_array_equal(ours.maps[name], map, err_msg=name)
+
+
 # ---- logic ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        dict(n_boot=5),
-        dict(n_boot=9, bootstrap="patch", recipe="paper", alpha=0.1, z_min=0.5),
-        dict(n_boot=4, recipe="released", lam=0.2, seed=3),
-        dict(n_boot=6, width=2.0, layer=2, level=0.3),
+        dict(null=Null(n=5)),
+        dict(null=Null("patch", n=9), recipe="paper", cuts=Cuts(p=0.1, z=0.5)),
+        dict(null=Null(n=4), recipe="released", cuts=Cuts(lfdr=0.2), seed=3),
+        dict(null=Null(n=6, width=2.0), score=Attention(layer=2), cuts=Cuts(q=0.3)),
+        dict(null=Null(n=6), score=Attention(layer=2, heads=1)),
+        dict(null=Null(n=20), score=Attention(heads="max", query="mean"), recipe=Recipe(standardize="position")),
+        dict(null=Null(n=6, keep=np.eye(16) > 0), score=Score(brightness, signed=True)),
+        dict(null=Null(dim, n=6), score=lightness, recipe=Recipe(alternative="two-sided")),
     ],
 )
 @pytest.mark.filterwarnings("ignore:z. the Poisson fit failed")
 def test_what_is_shown_is_what_regularize_gives(vit, photo, how):
     lab = Lab(vit, photo)
-    ours, theirs = lab.result(first_view(lab, **how)), regularize(photo, vit, **{"seed": 0, **how}, batch_size=4)
-    assert ours.settings == theirs.settings
-    for name in ("image", "scores", "null", "beside", "found", "z", "z0", "p", "q", "lfdr", "pi0"):
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
-    for name, map in theirs.maps.items():
-        np.testing.assert_array_equal(ours.maps[name], map, err_msg=name)
+    assert_same(lab.result(first_view(lab, **how)), regularize(photo, vit, **{"seed": 0, **how}, batch_size=4))
+
+
+def test_a_chosen_map_is_the_one_of_regularize(vit, photo):
+    lab, score = Lab(vit, photo), Score(contrast, signed=True, maps=("brightness", "red"))
+    view = first_view(lab, score=score, n=5, p=0.2)
+    theirs = regularize(photo, vit, score, 5, cuts=Cuts(p=0.2), seed=0, batch_size=4)
+    for j in range(2):
+        assert_same(lab.result(replace(view, map=j)), theirs[j])
+    assert_same(lab.result(view), theirs[0])
+    each = regularize(photo, vit, Attention(layer=(1, 2), heads="each"), 5, seed=0, batch_size=4)
+    assert_same(lab.result(first_view(lab, score=Attention(layer=(1, 2), heads="each"), n=5, map=3)), each[3])
+
+
+def test_a_part_of_a_picture_is_left_out(vit, scene):
+    masked = Masked(scene, np.arange(128)[:, None] + np.zeros((1, 128)) >= 40)
+    lab = Lab(vit, {"part": masked})
+    ours, theirs = lab.result(first_view(lab, n=5)), regularize(masked, vit, null=5, seed=0, batch_size=4)
+    assert_same(replace(ours, settings=theirs.settings), theirs)
+    assert ours.sig.tested.sum() == 16 * 11
 
 
 def small_vit(**how):
@@ -84,19 +141,49 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 @pytest.mark.filterwarnings("ignore:p. .* scores are too few")
 def test_the_code_repeats_the_view(model, crop, photo):
     lab = Lab(MODELS[model](), {"photo": photo, "in memory": Image.open(photo)}, crop=crop)
-    plain = first_view(lab, n_boot=6, alpha=0.2, level=0.15, lam=0.4, z_min=0.1, layer=0)
+    plain = first_view(lab, n=6, p=0.2, q=0.15, lfdr=0.4, z=0.1, layer=0)
     side = 3
     for view in (
         plain,
-        replace(plain, head=1),
-        replace(plain, run=replace(plain.run, square=(2, 1, side), image="in memory", bootstrap="pixel", seed=5)),
-        replace(plain, head=0, run=replace(plain.run, square=(0, 0, side))),
+        changed(plain, map=1),
+        changed(plain, square=(2, 1, side), image="in memory", kind="pixel", seed=5),
+        changed(plain, map=0, square=(0, 0, side)),
     ):
-        names = {"explorer": lab}
-        exec(code(lab, view), names)
-        theirs = names["res"].maps if view.head is None else names["maps"]
-        for name, map in lab.maps(view).items():
-            np.testing.assert_array_equal(map, theirs[name], err_msg=name)
+        assert_repeats(lab, view)
+
+
+class Shown:
+    "As much of an explorer as the lines of code may name."
+
+    def __init__(self, lab, view):
+        self.images, self.models, self.score, self.null = lab.images, lab.models, view.score, view.run.null
+
+
+def assert_repeats(lab, view):
+    "The lines run, are one call, and give the same maps."
+    lines = code(lab, view)
+    assert lines.count("regularize(") == 1 and all(len(line) <= 140 for line in lines.splitlines())
+    names = {"explorer": Shown(lab, view)}
+    exec(lines, names)
+    for name, map in lab.result(view).maps.items():
+        np.testing.assert_array_equal(map, names["res"].maps[name], err_msg=name)
+    return lines
+
+
+def test_the_code_names_scores_and_nulls(vit, photo, scene):
+    lab = Lab(vit, {"photo": photo, "part": Masked(scene, np.arange(128)[:, None] + np.zeros((1, 128)) >= 40)})
+    two = first_view(lab, n=4, score=Score(contrast, signed=True, maps=("brightness", "red")), map=1)
+    assert "score=Score(contrast, signed=True, maps=('brightness', 'red'))" in (lines := assert_repeats(lab, two))
+    assert f"from {__name__} import contrast" in lines and ")[1]\n" in lines
+    own = first_view(lab, n=4, score=lambda vit, x: lightness(vit, x))
+    assert "score=explorer.score," in assert_repeats(lab, own)
+    assert "score=Attention(layer=2, heads=1)," in assert_repeats(lab, first_view(lab, n=4, layer=2, map=1))
+    assert "null=Null(kind=dim, n=4)," in assert_repeats(lab, first_view(lab, null=Null(dim, n=4)))
+    assert "null=explorer.null," in assert_repeats(lab, first_view(lab, null=Null(n=4, keep=np.eye(16) > 0)))
+    position = first_view(lab, n=20, recipe=Recipe(standardize="position"))
+    assert "recipe=Recipe(standardize='position')," in assert_repeats(lab, position)
+    for square in (None, (60, 2, 20)):
+        assert_repeats(lab, changed(position, image="part", square=square))
 
 
 @pytest.mark.filterwarnings("ignore:p. .* scores are too few")
@@ -105,8 +192,8 @@ def test_the_code_names_a_checkpoint(tmp_path, photo):
     torch.save(model.model.state_dict(), tmp_path / "weights.pth")
     lab = Lab(load_vit("vit_tiny_patch16_224", tmp_path / "weights.pth", img_size=32, device="cpu"), photo)
     names = {}
-    exec(code(lab, first_view(lab, n_boot=4)), names)
-    np.testing.assert_array_equal(names["res"].maps["p"], lab.maps(first_view(lab, n_boot=4))["p"])
+    exec(code(lab, first_view(lab, n=4)), names)
+    np.testing.assert_array_equal(names["res"].maps["p"], lab.result(first_view(lab, n=4)).maps["p"])
 
 
 def test_noise_is_measured_as_in_a_simulation(vit, scene):
@@ -114,33 +201,46 @@ def test_noise_is_measured_as_in_a_simulation(vit, scene):
     from attnbootreg.loading import to_pixels
 
     lab = Lab(vit, [scene])
-    view = first_view(lab, n_boot=5, square=(4, 90, 30))
+    view = first_view(lab, n=5, square=(4, 90, 30))
     mask = square_mask(vit.img_size, 30, at=[(4, 90)])
     result, inside = (
-        regularize(to_pixels(inject_noise(load_image(scene, vit), mask, 0), vit), vit, n_boot=5, seed=0, batch_size=4),
+        regularize(to_pixels(inject_noise(load_image(scene, vit), mask, 0), vit), vit, null=5, seed=0, batch_size=4),
         coverage(mask, vit.grid),
     )
-    numbers = lab.numbers(view)
-    assert numbers["attention"]["D"] == 1 and numbers["attention"]["noise_left"] == 1
+    rows = numbers(lab.result(view), coverage(noise_mask(vit, view.run.square), vit.grid))
+    assert rows["scores"]["D"] == 1 and rows["scores"]["noise_left"] == 1
     for name, map in result.maps.items():
-        assert numbers[name]["sensitivity"] == sensitivity(map, result.scores, inside)
-        assert numbers[name]["specificity"] == pytest.approx(specificity(map, result.scores, inside))
-        assert numbers[name]["noise_left"] == roi_metrics(map, result.scores, inside)["nonzero"] / 100
-        assert numbers[name]["D"] == roi_percentile(map, result.scores, inside) / roi_percentile(result.scores, result.scores, inside)
+        assert rows[name]["sensitivity"] == sensitivity(map, result.scores, inside)
+        assert rows[name]["specificity"] == pytest.approx(specificity(map, result.scores, inside))
+        assert rows[name]["noise_left"] == roi_metrics(map, result.scores, inside)["nonzero"] / 100
+        assert rows[name]["D"] == roi_percentile(map, result.scores, inside) / roi_percentile(result.scores, result.scores, inside)
 
 
 def test_a_square_that_covers_the_picture_has_no_metrics(photo):
     lab = Lab(small_vit(), photo)
-    assert "D" not in lab.numbers(first_view(lab, n_boot=3, square=(0, 0, 32)))["p"]
+    assert "D" not in numbers(lab.result(first_view(lab, n=3, square=(0, 0, 32))), np.ones((4, 4)))["p"]
+
+
+def test_noise_without_scores_has_nothing_to_divide_by(vit, scene):
+    lab = Lab(vit, scene)
+    view = first_view(lab, score=Score(brightness, signed=True), n=3, square=(20, 0, 8))
+    rows = numbers(lab.result(view), (np.arange(16) == 0) * np.ones((16, 1)))
+    assert (rows["p"]["sensitivity"], rows["p"]["D"], rows["p"]["noise_left"]) == (None, None, 0)
+
+
+def watch(monkeypatch, score_maps):
+    "Let each call of the model go through a function of ours: those of the observed image, and those of null images."
+    monkeypatch.setattr(logic, "score_maps", score_maps)
+    monkeypatch.setattr(bootstrap, "score_maps", score_maps)
 
 
 def test_results_are_remembered_and_forgotten(photo, monkeypatch):
-    calls, real = [], logic.attention_scores
-    monkeypatch.setattr(logic, "attention_scores", lambda *args: calls.append(1) or real(*args))
+    calls, real = [], logic.score_maps
+    watch(monkeypatch, lambda *args: calls.append(1) or real(*args))
     lab = Lab(small_vit(), photo, cache_mb=0.1)
-    view = first_view(lab, n_boot=4)
+    view = first_view(lab, n=4)
     for head in (None, 0, 2):
-        lab.maps(replace(view, head=head))
+        lab.result(replace(view, map=head))
     assert len(calls) == 2  # the image, and one batch of null images, for all heads
     for seed in range(1, 60):
         lab.score(replace(view.run, seed=seed))
@@ -151,24 +251,35 @@ def test_results_are_remembered_and_forgotten(photo, monkeypatch):
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (lambda: Lab(3, "a.png"), "vit: expected one, a list"),
-        (lambda: Lab("scenes", 3), "images: expected one, a list"),
-        (lambda: Lab([], "a.png"), "vit: there are none"),
-        (lambda: Lab("scenes", []), "images: there are none"),
-        (lambda: Lab([3], "a.png"), "vit: expected what load_vit gives, or a name, not int"),
-        (lambda: Lab("scenes", "a.png", batch_size=0), "batch_size"),
-        (lambda: Lab("scenes", "a.png").score(Run("b.png", "scenes")), "there is no 'b.png' here; choose from a.png"),
-        (lambda: Lab("scenes", "a.png").score(Run("a.png", "other")), "there is no 'other' here; choose from scenes"),
-        (lambda: Lab(small_vit(), make_scenes(1).images).scores(View(Run("image 1", "VisionTransformer", n_boot=1), head=3)), "use 0 to 2"),
-        (lambda: Run("a", "b", n_boot=0), "n_boot"),
-        (lambda: Run("a", "b", bootstrap="pixel", width=2.0), "width: 2.0 has no meaning for 'pixel'"),
-        (lambda: Run("a", "b", seed=-1), "seed"),
-        (lambda: View(Run("a", "b"), level=2), "level"),
+        (lambda file: Lab(3, file), "vit: expected one, a list"),
+        (lambda file: Lab("scenes", 3), "images: expected one, a list"),
+        (lambda file: Lab([], file), "vit: there are none"),
+        (lambda file: Lab("scenes", []), "images: there are none"),
+        (lambda file: Lab([3], file), "vit: expected what load_vit gives, or a name, not int"),
+        (lambda file: Lab("scenes", [file, "gone.png"]), "images: there is no file 'gone.png'"),
+        (lambda file: Lab("scenes", file.parent), "is a directory; give the pictures in it one by one"),
+        (lambda file: Lab("scenes", file, batch_size=0), "batch_size"),
+        (lambda file: Lab("scenes", file, crop="yes"), "crop: must be True or False"),
+        (lambda file: Lab("scenes", file, cache_mb=-1), "cache_mb"),
+        (lambda file: Lab("scenes", file).score(Run("b.png", "scenes")), "there is no 'b.png' here; choose from photo.png"),
+        (lambda file: Lab("scenes", file).score(Run("photo.png", "other")), "there is no 'other' here; choose from scenes"),
+        (lambda file: Lab("scenes", file).score(Run("photo.png", "scenes", Attention(layer=9))), "layer: 9 is not a block of scenes"),
+        (lambda file: Lab(small_vit(), make_scenes(1).images).result(View(Run("image 1", "VisionTransformer", null=1), 3)), "use 0 to 2"),
+        (lambda file: Run("a", "b", null=0), "n: must be a whole number of at least 1"),
+        (lambda file: Run("a", "b", null=Null(n="auto")), "give a number of null images"),
+        (lambda file: Run("a", "b", null=Null("pixel", width=2.0)), "width: 2.0 has no meaning for 'pixel'"),
+        (lambda file: Run("a", "b", seed=-1), "seed"),
+        (lambda file: Run("a", "b", score="attention"), "score: expected Attention"),
+        (lambda file: Run("a", "b", square=(1, 2)), "square: expected top, left and side"),
+        (lambda file: View(Run("a", "b"), cuts=2), "cuts: expected Cuts"),
+        (lambda file: View(Run("a", "b"), recipe="other"), "recipe"),
+        (lambda file: changed(View(Run("a", "b")), q=2), "q: must be a number in"),
+        (lambda file: changed(View(Run("a", "b", score=brightness)), layer=2), "layer: nothing here is called so"),
     ],
 )
-def test_wrong_arguments(wrong, says):
-    with pytest.raises((ValueError, TypeError), match=says):
-        wrong()
+def test_wrong_arguments(wrong, says, photo):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=says):
+        wrong(photo)
 
 
 def test_names(photo, picture):
@@ -184,40 +295,86 @@ def test_names(photo, picture):
 
 
 def test_a_slider_needs_no_model(vit, scene, monkeypatch):
-    explorer = done(vit, scene, n_boot=4)
-    monkeypatch.setattr(logic, "attention_scores", lambda *args: pytest.fail("the model was asked"))
-    before, frame = explorer._picture.maps, explorer._picture.frame
-    explorer._controls["alpha"].value = 0.05
-    explorer._controls["z_min"].value = 1.5
-    assert (explorer.view.alpha, explorer.view.z_min, explorer._picture.frame) == (0.05, 1.5, frame + 2)
-    assert explorer._picture.maps != before and "alpha=0.05" in explorer._picture.code
-    maps = np.frombuffer(explorer._picture.maps, np.float32).reshape(6, *vit.grid)
+    explorer = done(vit, scene, null=4)
+    watch(monkeypatch, lambda *args: pytest.fail("the model was asked"))
+    canvas, controls = canvas_of(explorer), controls_of(explorer)
+    before, frame = canvas.maps, canvas.frame
+    controls["p"].value = 0.05
+    controls["z"].value = 1.5
+    assert (explorer.view.cuts, canvas.frame) == (Cuts(p=0.05, z=1.5), frame + 2)
+    assert canvas.maps != before and "p=0.05" in canvas.code
+    maps = np.frombuffer(canvas.maps, np.float32).reshape(6, *vit.grid)
     np.testing.assert_array_equal(maps[1], explorer.maps["p"].astype(np.float32))
-    explorer._controls["head"].value = 1
-    explorer._controls["recipe"].value = "paper"
-    assert (explorer.view.head, explorer.view.recipe) == (1, "paper")
+    controls["map"].value = 1
+    controls["recipe"].value = "paper"
+    assert (explorer.view.map, explorer.view.recipe) == (1, "paper")
+    assert "score=Attention(heads=1)" in explorer.code and canvas.titles["scores"] == "scores: head 1"
+    controls["map"].value = -1
+    assert explorer.view.map is None and canvas.titles["scores"] == "scores"
+
+
+def test_any_score_is_explored(vit, scene):
+    explorer = done(vit, scene, score=Score(contrast, signed=True, maps=("brightness", "red")), null=4)
+    controls, canvas = controls_of(explorer), canvas_of(explorer)
+    assert controls["map"].options == (("brightness", 0), ("red", 1)) and not controls["map"].disabled
+    assert controls["layer"].disabled and controls["map"].description == "map" and controls["z"].description == "|z| ≥"
+    assert (np.frombuffer(canvas.maps, np.float32) < 0).any() and canvas.titles["z"] == "|z| ≥ 0"
+    controls["map"].value = 1
+    controls["z"].value = 2
+    assert not explorer.running and explorer.view.map == 1 and canvas.titles["scores"] == "scores: red"
+    assert canvas.histograms[0]["marks"] == [-2, 2] and canvas.histograms[0]["mark_text"] == "|z| ≥ 2"
+    theirs = regularize(scene, vit, explorer.score, explorer.null, cuts=Cuts(z=2), seed=0, batch_size=4)[1]
+    np.testing.assert_array_equal(explorer.maps["z"], theirs.maps["z"])
+    explorer.show(score=Attention(), map=None)
+    explorer.wait(MINUTE)
+    assert not controls["layer"].disabled and controls["map"].description == "head" and controls["z"].description == "z ≥"
+
+
+def test_a_single_map_has_nothing_to_choose(vit, scene):
+    controls = controls_of(done(vit, scene, score=Score(brightness, signed=True), null=4))
+    assert controls["layer"].disabled and controls["map"].disabled and controls["map"].options == (("–", -1),)
+
+
+def test_patches_that_are_not_tested(vit, scene):
+    explorer = done(vit, {"part": Masked(scene, np.arange(128)[:, None] + np.zeros((1, 128)) >= 40)}, null=4)
+    canvas = canvas_of(explorer)
+    stats = np.frombuffer(canvas.stats, np.float32).reshape(5, *vit.grid)
+    assert np.isnan(stats[1:, :5]).all() and np.isfinite(stats[:, 5:]).all() and canvas.rows["scores"]["patches"] == 176
+    explorer.show(square=(60, 8, 26))
+    explorer.wait(MINUTE)
+    json.dumps([canvas.rows, canvas.histograms], allow_nan=False)
+
+
+def test_the_first_choices_are_those_of_the_arguments(vit, scene):
+    how = dict(score=Attention(layer=2, heads=1), recipe="paper", cuts=Cuts(q=0.2), seed=3)
+    explorer = done(vit, scene, **how)
+    controls = controls_of(explorer)
+    assert [controls[name].value for name in ("layer", "map", "recipe", "q", "seed", "n")] == [2, 1, "paper", 0.2, 3, 1]
+    theirs = regularize(scene, vit, **how)
+    assert_same(replace(explorer.result, settings=theirs.settings), theirs)
 
 
 def test_a_click_and_its_undoing(vit, scene):
-    explorer = done(vit, scene, n_boot=4)
-    clean = explorer._picture.pixels
-    explorer._message({"kind": "noise", "y": 0.01, "x": 0.99})
+    explorer = done(vit, scene, null=4)
+    canvas, controls = canvas_of(explorer), controls_of(explorer)
+    clean = canvas.pixels
+    explorer._hand.hear({"kind": "noise", "y": 0.01, "x": 0.99})
     explorer.wait(MINUTE)
-    assert explorer.view.run.square == (0, 102, 26) and explorer._picture.square == [0, 102, 26]
-    assert explorer._picture.pixels != clean and {"D", "sensitivity", "specificity"} <= set(explorer._picture.rows["p"])
-    explorer._side.value = 40
+    assert explorer.view.run.square == (0, 102, 26) and canvas.square == [0, 102, 26]
+    assert canvas.pixels != clean and {"D", "sensitivity", "specificity"} <= set(canvas.rows["p"])
+    controls.side.value = 40
     explorer.wait(MINUTE)
     assert explorer.view.run.square == (0, 88, 40)
-    explorer._remove.click()
-    assert not explorer.running and explorer._picture.pixels == clean and explorer._remove.disabled
+    controls.remove.click()
+    assert not explorer.running and canvas.pixels == clean and controls.remove.disabled
 
 
 class Gate:
     "A model that waits in the middle of a run until it is let on."
 
     def __init__(self, monkeypatch):
-        self.reached, self.open, self.real = threading.Event(), threading.Event(), logic.bootstrap_images
-        monkeypatch.setattr(logic, "bootstrap_images", self)
+        self.reached, self.open, self.real = threading.Event(), threading.Event(), bootstrap.score_maps
+        monkeypatch.setattr(bootstrap, "score_maps", self)  # of null images
 
     def __call__(self, *args):
         self.reached.set()
@@ -226,116 +383,126 @@ class Gate:
 
 
 def test_cancel_keeps_what_is_shown(vit, scene, monkeypatch):
-    explorer = done(vit, scene, n_boot=4)
-    before = explorer._picture.frame
+    explorer = done(vit, scene, null=4)
+    before = canvas_of(explorer).frame
     gate = Gate(monkeypatch)
-    explorer._controls["n_boot"].value = 400
-    assert gate.reached.wait(MINUTE) and explorer.running and not explorer._cancel.disabled
-    explorer._controls["alpha"].value = 0.01  # a slider goes on meanwhile, on what is shown
-    assert explorer.view.alpha == 0.01 and explorer.view.run.n_boot == 4 and explorer._controls["n_boot"].value == 400
-    explorer._cancel.click()
+    controls_of(explorer)["n"].value = 400
+    assert gate.reached.wait(MINUTE) and explorer.running and not explorer._screen.progress.cancel.disabled
+    controls_of(explorer)["p"].value = 0.01  # a slider goes on meanwhile, on what is shown
+    assert explorer.view.cuts.p == 0.01 and explorer.view.run.null.n == 4 and controls_of(explorer)["n"].value == 400
+    explorer._screen.progress.cancel.click()
     gate.open.set()
     explorer.wait(MINUTE)
-    assert explorer.status.startswith("Cancelled.") and explorer._cancel.disabled
-    assert explorer.view.run.n_boot == explorer._controls["n_boot"].value == 4 and explorer._picture.frame == before + 1
-    assert not explorer._lab.known(replace(explorer.view.run, n_boot=400))
+    assert explorer.status.startswith("Cancelled.") and explorer._screen.progress.cancel.disabled
+    assert explorer.view.run.null.n == controls_of(explorer)["n"].value == 4 and canvas_of(explorer).frame == before + 1
+    assert not explorer._session.lab.known(changed(explorer.view, n=400).run)
 
 
 def test_thresholds_moved_during_a_run_hold_after_it(vit, scene, monkeypatch):
-    explorer = done(vit, scene, n_boot=4)
+    explorer = done(vit, scene, null=4)
     gate = Gate(monkeypatch)
-    explorer.show(n_boot=8)
+    explorer.show(n=8)
     assert gate.reached.wait(MINUTE)
-    explorer.show(alpha=0.07, head=1)
+    explorer.show(p=0.07, map=1)
     gate.open.set()
     explorer.wait(MINUTE)
-    assert (explorer.view.run.n_boot, explorer.view.alpha, explorer.view.head) == (8, 0.07, 1)
+    assert (explorer.view.run.null.n, explorer.view.cuts.p, explorer.view.map) == (8, 0.07, 1)
 
 
 def test_a_second_run_takes_the_place_of_the_first(vit, scene, monkeypatch):
-    explorer = done(vit, scene, n_boot=4)
+    explorer = done(vit, scene, null=4)
     gate = Gate(monkeypatch)
-    explorer.show(n_boot=400)
+    explorer.show(n=400)
     assert gate.reached.wait(MINUTE)
-    first = explorer._job
-    explorer.show(n_boot=6)
-    explorer.show(n_boot=7)
+    first = explorer._session.runner.job
+    explorer.show(n=6)
+    explorer.show(n=7)
     gate.open.set()
     explorer.wait(MINUTE)
     assert first.stopped() and not first.is_alive()
-    assert explorer.view.run.n_boot == 7 and explorer.status == "" and len(explorer._lab._scored) == 2
+    assert explorer.view.run.null.n == 7 and explorer.status == "" and len(explorer._session.lab._scored) == 2
 
 
 def test_a_remembered_result_stops_a_run(vit, scene, monkeypatch):
-    explorer = done(vit, scene, n_boot=4)
+    explorer = done(vit, scene, null=4)
     gate = Gate(monkeypatch)
-    explorer.show(n_boot=400)
+    explorer.show(n=400)
     assert gate.reached.wait(MINUTE)
-    job = explorer._job
-    explorer.show(n_boot=4)
+    job = explorer._session.runner.job
+    explorer.show(n=4)
     gate.open.set()
     job.join(MINUTE)
-    assert not explorer.running and explorer.view.run.n_boot == 4 and explorer._cancel.disabled
+    assert not explorer.running and explorer.view.run.null.n == 4 and explorer._screen.progress.cancel.disabled
 
 
 def test_errors_are_words_and_the_state_stays(vit, scene, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
-    explorer = done([vit, "no_such_vit"], {"good": scene, "bad": tmp_path / "bad.png", "gone": tmp_path / "gone.png"}, n_boot=4)
-    frame = explorer._picture.frame
+    (tmp_path / "gone.png").write_text("soon gone")
+    explorer = done([vit, "no_such_vit"], {"good": scene, "bad": tmp_path / "bad.png", "gone": tmp_path / "gone.png"}, null=4)
+    (tmp_path / "gone.png").unlink()
+    frame = canvas_of(explorer).frame
     for name, value, says in (
         ("image", "bad", "is not a picture"),
         ("image", "gone", "there is no file"),
         ("model", "no_such_vit", "there is no 'no_such_vit'"),
     ):
-        explorer._controls[name].value = value
+        controls_of(explorer)[name].value = value
         explorer.wait(MINUTE)
-        assert says in explorer._picture.error and "\n" not in explorer._picture.error
-        assert explorer._controls["image"].value == "good" and explorer._controls["model"].value == "scenes"
-    explorer._message({"kind": "noise", "y": "nowhere", "x": 0})
-    assert "nowhere" in explorer._picture.error
-    explorer._uploaded([{"name": "../a.txt", "content": memoryview(b"no picture")}])
-    assert explorer._picture.error == "image: 'a.txt' is not a picture that Pillow can read (or is empty)"
-    assert explorer._picture.frame == frame
-    explorer.show(alpha=0.2)
-    assert explorer._picture.error == "" and explorer._picture.frame == frame + 1
+        assert says in canvas_of(explorer).error and "\n" not in canvas_of(explorer).error
+        assert controls_of(explorer)["image"].value == "good" and controls_of(explorer)["model"].value == "scenes"
+    explorer._hand.hear({"kind": "noise", "y": "nowhere", "x": 0})
+    assert "nowhere" in canvas_of(explorer).error
+    explorer._hand.take([{"name": "../a.txt", "content": memoryview(b"no picture")}])
+    assert canvas_of(explorer).error == "image: 'a.txt' is not a picture that Pillow can read (or is empty)"
+    assert canvas_of(explorer).frame == frame
+    explorer.show(p=0.2)
+    assert canvas_of(explorer).error == "" and canvas_of(explorer).frame == frame + 1
 
 
 def test_nothing_to_show(tmp_path):
-    explorer = done("scenes", tmp_path / "gone.png")
-    with pytest.raises(ValueError, match="there is nothing to show yet; image: there is no file"):
+    (tmp_path / "bad.png").write_text("no picture")
+    explorer = done("scenes", tmp_path / "bad.png")
+    with pytest.raises(ValueError, match="there is nothing to show yet; image: .* is not a picture"):
         explorer.view
 
 
+def test_a_missing_file_is_refused_at_once(tmp_path, scene):
+    for images in (tmp_path / "gone.png", [scene, str(tmp_path / "gone.png")], {"mine": tmp_path / "gone.png"}):
+        with pytest.raises(FileNotFoundError, match="images: there is no file .*gone.png"):
+            Explorer("scenes", images)
+
+
 def test_upload(vit, scene, photo):
-    explorer = done(vit, {"scene": scene}, n_boot=4)
-    explorer._uploaded([{"name": "photo.png", "content": memoryview(photo.read_bytes())}])
+    explorer = done(vit, {"scene": scene}, null=4)
+    explorer._hand.take([{"name": "photo.png", "content": memoryview(photo.read_bytes())}])
     explorer.wait(MINUTE)
-    assert explorer.view.run.image == "photo.png" and explorer._controls["image"].options == ("scene", "photo.png")
-    np.testing.assert_array_equal(explorer.maps["p"], regularize(photo, vit, n_boot=4, seed=0).maps["p"])
+    assert explorer.view.run.image == "photo.png" and controls_of(explorer)["image"].options == ("scene", "photo.png")
+    np.testing.assert_array_equal(explorer.maps["p"], regularize(photo, vit, null=4, seed=0).maps["p"])
 
 
 def test_another_model_has_other_layers_heads_and_squares(vit, scene):
-    explorer = done({"scenes": vit, "small": small_vit()}, {"scene": scene}, n_boot=4)
-    explorer.show(layer=2, head=1, square=(10, 10, 26))
+    explorer = done({"scenes": vit, "small": small_vit()}, {"scene": scene}, null=4)
+    explorer.show(layer=2, map=1, square=(10, 10, 26))
     explorer.wait(MINUTE)
-    explorer._controls["model"].value = "small"
+    controls_of(explorer)["model"].value = "small"
     explorer.wait(MINUTE)
     run = explorer.view.run
-    assert (run.layer, run.square, explorer.view.head) == (-1, None, None)
-    assert (len(explorer._controls["layer"].options), len(explorer._controls["head"].options), explorer._side.max) == (2, 4, 32)
+    assert (run.score.layer, run.square, explorer.view.map) == (-1, None, None)
+    controls = controls_of(explorer)
+    assert (len(controls["layer"].options), len(controls["map"].options), controls.side.max) == (2, 4, 32)
 
 
 def test_a_picture_of_one_patch(scene):
     explorer = done(small_vit(img_size=8), scene)
-    assert explorer._picture.grid == [1, 1] and "too few" in explorer._picture.summary
-    explorer._controls["recipe"].value = "paper"
-    assert "no density can be fitted" in explorer._picture.error and explorer._controls["recipe"].value == "calibrated"
+    assert canvas_of(explorer).grid == [1, 1] and "too few" in canvas_of(explorer).summary
+    controls_of(explorer)["recipe"].value = "paper"
+    assert "no density can be fitted" in canvas_of(explorer).error and controls_of(explorer)["recipe"].value == "calibrated"
 
 
 def test_closing_stops_the_run(vit, scene, monkeypatch):
-    explorer = done(vit, scene, n_boot=4)
+    explorer = done(vit, scene, null=4)
     gate = Gate(monkeypatch)
-    explorer.show(n_boot=400)
+    explorer.show(n=400)
     assert gate.reached.wait(MINUTE)
     explorer.close()
     gate.open.set()
@@ -345,22 +512,22 @@ def test_closing_stops_the_run(vit, scene, monkeypatch):
 
 def test_files_go_to_the_browser(vit, scene, monkeypatch):
     sent = []
-    monkeypatch.setattr(Picture, "send", lambda self, content, buffers=None: sent.append((content, buffers)))
-    explorer = done(vit, {"my scene": scene}, n_boot=4)
+    monkeypatch.setattr(Canvas, "send", lambda self, content, buffers=None: sent.append((content, buffers)))
+    explorer = done(vit, {"my scene": scene}, null=4)
     for what in ("png", "npz"):
-        explorer._message({"kind": "export", "what": what})
+        explorer._hand.hear({"kind": "export", "what": what})
     assert [content["name"] for content, _ in sent] == ["my scene.png", "my scene.npz"]
     assert sent[0][1][0].startswith(b"\x89PNG") and sent[1][1][0].startswith(b"PK")
 
 
 def test_numbers_that_cross_to_the_browser_are_plain(vit, scene):
-    explorer = done(vit, scene, n_boot=4)
+    explorer = done(vit, scene, null=4)
     explorer.show(square=(0, 0, 26))
     explorer.wait(MINUTE)
-    picture = explorer._picture
-    json.dumps([picture.rows, picture.histograms, picture.titles, picture.square], allow_nan=False)
-    h, w = picture.grid
-    assert len(picture.stats) == 5 * h * w * 4 and len(picture.maps) == 6 * h * w * 4 and len(picture.pixels) == 3 * np.prod(picture.size)
+    canvas = canvas_of(explorer)
+    json.dumps([canvas.rows, canvas.histograms, canvas.titles, canvas.square], allow_nan=False)
+    h, w = canvas.grid
+    assert len(canvas.stats) == 5 * h * w * 4 and len(canvas.maps) == 6 * h * w * 4 and len(canvas.pixels) == 3 * np.prod(canvas.size)
 
 
 def test_the_page_ships_with_the_package(root):

@@ -14,12 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attnbootreg import (
-    attention_scores, bootstrap_images, coverage, diffuse_mask, estimate_pi0, familywise_threshold, hommel_bound, inject_noise, load_image, load_vit, local_fdr,
-    make_scenes, null_scores, p_errors, p_intervals, perturb, q_values, regions, regularize, roi_threshold, run_study, shrink, significance, significance_beside, square_mask,
-    suppression_factor, tradeoff, true_finds, undecided, upsample,
+    Attention, Cuts, Masked, Null, Recipe, attention_scores, bootstrap_images, coverage, diffuse_mask, estimate_pi0, familywise_threshold,
+    find_regions, hommel_bound, inject_noise, load_image, load_vit, local_fdr, make_scenes, p_errors, p_intervals, perturb, q_values,
+    regularize, roi_threshold, run_study, shrink, significance, square_mask, suppression_factor, tradeoff, true_finds, undecided, upsample,
 )  # fmt: skip
 
 SCORES, NULL = (np.random.default_rng(0).uniform(1, 2, shape) for shape in ((5, 5), (2, 5, 5)))
+POSITION = Recipe(standardize="position")
 
 
 def one_line(error):
@@ -97,10 +98,10 @@ def test_arrays_that_are_no_pictures(vit, pixels, says):
     one_line(error)
 
 
-def test_one_constant_colour(tmp_path, vit):
-    Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match="grey.png.*one colour.*zero variance"):
-        regularize(tmp_path / "grey.png", vit)
+def test_one_constant_color(tmp_path, vit):
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "gray.png")
+    with pytest.raises(ValueError, match="gray.png.*one color.*zero variance"):
+        regularize(tmp_path / "gray.png", vit)
 
 
 def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
@@ -117,39 +118,37 @@ def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (dict(n_boot=0), "n_boot: .*at least 1"),
-        (dict(n_boot=-3), "n_boot"),
-        (dict(n_boot=2.0), "n_boot.*whole number"),
-        (dict(n_boot=True), "n_boot"),
-        (dict(alpha=1.5), r"alpha: .*\[0, 1\]"),
-        (dict(alpha=float("nan")), "alpha"),
-        (dict(alpha="0.3"), "alpha"),
-        (dict(lam=-0.1), "lam"),
-        (dict(level=2), "level"),
-        (dict(bootstrap="norml"), "bootstrap: .*did you mean 'normal'"),
+        (dict(null=0), "n: .*at least 1"),
+        (dict(null=-3), "n: "),
+        (dict(null=2.0), "null: expected Null"),
+        (dict(null=True), "null: expected Null"),
+        (dict(null="norml"), "kind: .*did you mean 'normal'"),
+        (dict(null=["normal"]), "null: expected Null"),
+        (dict(null="many"), "kind: there is no 'many'"),
+        (dict(null=Null), "null: expected Null.*class"),
+        (dict(null=lambda x, generator: None), "must return a tensor"),
+        (dict(null=Null(lambda x, generator: x.flip(1)), recipe=POSITION), "all null images are alike"),
+        (dict(null=10, recipe=POSITION), "n: .*position.*at least 20"),
+        (dict(null=Null(keep=np.zeros((4, 4), bool))), "keep: .*grid"),
         (dict(recipe="relased"), "recipe: .*did you mean 'released'"),
-        (dict(seed=1.5), "seed"),
-        (dict(width=-1), "width"),
-        (dict(width="2"), "width"),
-        (dict(z_min=float("nan")), "z_min"),
         (dict(recipe=["paper"]), "recipe"),
-        (dict(bootstrap=["normal"]), "bootstrap"),
-        (dict(layer=99), "layer"),
+        (dict(recipe=Recipe), "recipe: expected a name"),
+        (dict(score=lambda vit, x: torch.ones(len(x), *vit.grid)), "zero variance"),
+        (dict(cuts=0.3), "cuts: expected Cuts"),
+        (dict(cuts={"p": 0.3}), "cuts: expected Cuts"),
+        (dict(cuts=None), "cuts: expected Cuts"),
+        (dict(score="attention"), "score: expected Attention"),
+        (dict(score=Attention), "score: .*make one: Attention()"),
+        (dict(score=Attention(layer=99)), "layer: 99"),
+        (dict(score=Attention(heads=2)), "heads: 2 .*use 0 to 1"),
+        (dict(score=Attention(query="dist")), "query: .*'cls', 'mean'"),
+        (dict(score=lambda vit, x: x), "score: .*must give"),
+        (dict(seed=1.5), "seed"),
+        (dict(crop="yes"), "crop: must be True or False"),
         (dict(batch_size=0), "batch_size"),
-        (dict(bootstrap=lambda x, generator: None), "must return a tensor"),
-        (dict(n_boot="many"), "n_boot: .*'auto'"),
-        (dict(n_boot="auto", max_boot=5), "max_boot: .*20"),
-        (dict(standardize="position", n_boot=10), "n_boot: .*position.*at least 20"),
-        (dict(standardize="places"), "standardize: .*'pooled', 'position'"),
-        (dict(pi0_method="storey"), r"pi0_method: .*'bounded'.* or a number in \[0, 1\)"),
-        (dict(pi0_method=1.0), "pi0_method"),
-        (dict(plus_one="no"), "plus_one: .*True or False"),
-        (dict(lfdr_pi0=-3.0), "lfdr_pi0"),
-        (dict(n_boot="auto", beside=True), "n_boot: .*beside"),
-        (dict(n_bot=5), "n_bot: .*did you mean 'n_boot'"),
-        (dict(scale="linear"), "scale: regularize has no such argument"),
-        (dict(standardize="position", bootstrap=lambda x, generator: x.flip(1)), "all null images are alike"),
-        (dict(plusone=True), "did you mean 'plus_one'"),
+        (dict(n_boot=5), "n_boot"),
+        (dict(alpha=0.3), "alpha"),
+        (dict(layer=3), "layer"),
     ],
 )
 def test_arguments_of_regularize(vit, scene, wrong, says):
@@ -158,12 +157,9 @@ def test_arguments_of_regularize(vit, scene, wrong, says):
     one_line(error)
 
 
-def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
-    from attnbootreg import arb
-
-    monkeypatch.setattr(arb, "attention_scores", lambda *args: pytest.fail("work was done"))
+def test_all_images_are_checked_before_any_work(vit, scene):
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
-        regularize([scene, "nowhere.png"], vit)
+        regularize([scene, "nowhere.png"], vit, lambda vit, x: pytest.fail("work was done"))
 
 
 @pytest.mark.parametrize(
@@ -177,50 +173,52 @@ def test_all_images_are_checked_before_any_work(vit, scene, monkeypatch):
         (lambda vit: load_vit(device="tpu9"), "device"),
         (lambda vit: load_vit(dtype="float16"), "dtype"),
         (lambda vit: load_vit(torch.nn.Linear(2, 2)), "not a timm VisionTransformer"),
-        (lambda vit: load_vit("resnet18", pretrained=False), "not a timm VisionTransformer"),
         (lambda vit: load_vit(7), "model"),
         (lambda vit: load_vit("vit_tiny_patch16_224.augreg"), "did you mean vit_tiny_patch16_224.augreg_in21k"),
         (lambda vit: make_scenes(0), "n: "),
         (lambda vit: make_scenes(1, noise=2), "noise: "),
         (lambda vit: inject_noise(torch.zeros(3, 8, 8, dtype=torch.uint8), np.ones((8, 8), bool)), "floats"),
         (lambda vit: coverage(255 * np.ones((8, 8)), (2, 2)), "mask: "),
-        (lambda vit: significance(SCORES, NULL, standardize="position"), "at least 20 null images"),
-        (lambda vit: significance(SCORES, NULL, q_method="holm"), "q_method: .*'bh'"),
+        (lambda vit: significance(SCORES, NULL, POSITION), "at least 20 null images"),
+        (lambda vit: significance(SCORES, NULL, Recipe), "recipe: expected a name"),
         (lambda vit: q_values([0.5], method="holm"), "method: .*'by'"),
         (lambda vit: estimate_pi0([0.5], "best"), "method"),
         (lambda vit: p_errors(SCORES, NULL[:1]), "z0: .*at least 2"),
         (lambda vit: p_intervals(SCORES, NULL, 1.0), "confidence"),
         (lambda vit: undecided(SCORES, NULL[:, :2], 0.1), "z0: .*shape"),
-        (lambda vit: regions(significance(SCORES, NULL), alpha=2), "alpha"),
-        (lambda vit: regions(significance(SCORES, NULL), confidence=0.0), "confidence"),
-        (lambda vit: regions(significance(SCORES[None], NULL[None])), "sig: .*one by one"),
+        (lambda vit: find_regions(significance(SCORES, NULL), alpha=2), "alpha"),
+        (lambda vit: find_regions(significance(SCORES, NULL), confidence=0.0), "confidence"),
+        (lambda vit: find_regions(significance(SCORES[None], NULL[None])), "sig: .*one by one"),
         (lambda vit: familywise_threshold(significance(SCORES, NULL), 0.05), "alpha: .*at least 19 null images"),
         (lambda vit: true_finds(SCORES / 2, np.ones(3, bool)), "chosen"),
         (lambda vit: true_finds(SCORES, SCORES > 1), r"p: .*\[0, 1\]"),
-        (lambda vit: significance_beside(SCORES, NULL, NULL, np.ones((5, 5), bool)), "found: .*at least one False"),
-        (lambda vit: significance_beside(SCORES, NULL, NULL[:1], SCORES > 1.5), "beside: shape"),
-        (lambda vit: significance_beside(SCORES[None], NULL[None], NULL[None], SCORES[None] > 1.5), "scores: .*one by one"),
+        (lambda vit: significance(SCORES, NULL, mask=np.zeros((5, 5), bool)), "mask: leaves 0 patches"),
+        (lambda vit: significance(SCORES, NULL, mask=SCORES), "mask: expected True and False"),
+        (lambda vit: significance(SCORES, NULL[..., :4], mask=SCORES > 0), "null: shape"),
         (lambda vit: hommel_bound(SCORES - 1, 5), "alpha"),
         (lambda vit: undecided(SCORES, NULL, 7), "alpha"),
-        (lambda vit: null_scores(torch.rand(3, 128, 128), vit, keep=np.ones((4, 4), bool)), "keep: .*grid"),
+        (lambda vit: Null(keep=np.zeros((4, 4), bool)).check(vit), "keep: .*grid"),
+        (lambda vit: Null(keep=np.ones((16, 16), bool)), "keep: .*at least one False"),
+        (lambda vit: Masked(np.zeros((8, 8)), np.ones((8, 9), bool)), "mask: is 8 x 9 px"),
         (lambda vit: estimate_pi0([0.5, 1.5]), r"p: .*\[0, 1\]"),
         (lambda vit: q_values([0.5], 2.0), "pi0: "),
-        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", z_min=float("nan")), "z_min: "),
+        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", Cuts(z=float("nan"))), "z: "),
         (lambda vit: local_fdr(np.ones(50)), "z: no density"),
         (lambda vit: attention_scores(torch.zeros(3, 64, 64), vit), "x: expected"),
         (lambda vit: attention_scores(torch.zeros(3, 128, 128), vit, heads="some"), "heads"),
         (lambda vit: bootstrap_images(torch.rand(2, 3, 8, 8), 1), "expected one image"),
         (lambda vit: bootstrap_images(torch.rand(3, 8, 8), 1, "patch"), "patch_size"),
         (lambda vit: bootstrap_images(torch.full((3, 8, 8), torch.nan), 1), "NaN"),
-        (lambda vit: null_scores(torch.rand(3, 128, 128), vit, n_boot=0), "n_boot"),
+        (lambda vit: Null(n=2).scores(torch.rand(3, 128, 128), vit, Attention(), batch_size=0), "batch_size"),
+        (lambda vit: Null(n=2).scores(torch.rand(3, 128, 128), vit, Attention(), seed=-1), "seed"),
         (lambda vit: significance(-np.ones((4, 4)), np.ones((1, 4, 4))), "scale='linear'"),
         (lambda vit: significance(np.ones((4, 4)), np.ones((1, 4, 4))), "zero variance"),
         (lambda vit: significance(np.ones((4, 4)), np.ones((4, 4))), "null: expected shape"),
         (lambda vit: significance(np.full((4, 4), np.nan), np.ones((1, 4, 4))), "NaN"),
         (lambda vit: significance(np.ones((0, 4)), np.ones((1, 0, 4))), "empty"),
         (lambda vit: shrink(SCORES, significance(SCORES, NULL), "best"), "method"),
-        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", 7), "threshold"),
-        (lambda vit: significance(SCORES, NULL, scale="cubic"), "scale"),
+        (lambda vit: shrink(SCORES, significance(SCORES, NULL), "p", 7), "cuts: expected Cuts"),
+        (lambda vit: significance(SCORES, NULL, Recipe(scale="cubic")), "scale"),
         (lambda vit: coverage(np.ones((10, 10)), (3, 3)), "grid"),
         (lambda vit: square_mask((10, 10), 11), "side"),
         (lambda vit: inject_noise(torch.rand(3, 8, 8), np.ones((4, 4), bool)), "mask"),
@@ -246,7 +244,8 @@ def test_too_few_scores_for_a_density_fall_back_and_say_so():
     scores, null = rng.gamma(3, 1, (3, 4)), rng.gamma(3, 1, (5, 3, 4))
     with pytest.warns(UserWarning, match="12 scores are too few for a density.* fell back on pi0 = 1"):
         sig = significance(scores, null)
-    np.testing.assert_array_equal(sig.lfdr, significance(scores, null, lfdr_pi0=1.0).lfdr)
+    with pytest.warns(UserWarning, match="too few"):
+        np.testing.assert_array_equal(sig.lfdr, significance(scores, null, Recipe(lfdr_pi0=1.0)).lfdr)
 
 
 def test_no_weights_without_a_network(monkeypatch, tmp_path):
@@ -317,7 +316,7 @@ def test_checkpoint_of_another_architecture_names_the_keys(tmp_path, vit):
 
 @pytest.fixture
 def result(vit, scene):
-    return regularize(scene, vit, n_boot=1, seed=0)
+    return regularize(scene, vit, null=1, seed=0)
 
 
 def test_nothing_is_left_when_the_disk_is_full(tmp_path, result, monkeypatch):
@@ -372,7 +371,7 @@ def test_what_is_no_vit_is_told_so(vit, picture, tmp_path, wrong):
 
 
 def test_a_folder_is_no_name(vit, picture, tmp_path):
-    result = regularize(picture, vit, n_boot=1)
+    result = regularize(picture, vit, null=1)
     with pytest.raises(ValueError, match="is a folder; give a name in it"):
         result.save(tmp_path)
     assert not list(tmp_path.iterdir())

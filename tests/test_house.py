@@ -14,7 +14,7 @@ import attnbootreg
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts and "_proc" not in path.parts)
-PUBLIC = [getattr(attnbootreg, name) for name in attnbootreg.__all__]
+PUBLIC = [getattr(attnbootreg, name) for name in attnbootreg.__all__ if name != "RECIPES"]  # a dictionary
 
 
 def cells(path, kind):
@@ -39,7 +39,7 @@ def test_modules_are_the_exported_notebooks(tmp_path):
 
 
 def test_readme_is_made_from_the_index(tmp_path):
-    command = [sys.executable, "-m", "nbconvert", "--config", "nbs/readme.py", "--output-dir", tmp_path, "nbs/index.ipynb"]
+    command = [sys.executable, "-m", "nbconvert", "--config", "tools/readme.py", "--output-dir", tmp_path, "nbs/index.ipynb"]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "run make readme"
     pictures = re.findall(r"!\[.*?\]\((nbs/images/.*?)\)", (ROOT / "README.md").read_text())
@@ -65,16 +65,26 @@ def test_links_lead_somewhere(path):
         assert (path.parent / target).exists(), target
 
 
-def test_rooms_import_only_rooms_above():
-    rooms = {
-        re.search(r"#\| default_exp (\w+)", code)[1]: path
-        for path in NOTEBOOKS
-        if (code := "\n".join("".join(c["source"]) for c in cells(path, "code"))) and "default_exp" in code
-    }
-    order = [name for name, path in sorted(rooms.items(), key=lambda item: item[1].name)]
+def modules_in_order():
+    "Modules by the numbers of their notebooks."
+    made = {re.search(r"#\| default_exp (\w+)", code)[1]: path for path in NOTEBOOKS if "default_exp" in (code := code_of(path))}
+    return sorted(made.items(), key=lambda item: item[1].name)
+
+
+def code_of(path):
+    return "\n".join("".join(cell["source"]) for cell in cells(path, "code"))
+
+
+def test_modules_import_only_modules_above():
+    order = [name for name, _ in modules_in_order()]
     for i, name in enumerate(order):
         imported = re.findall(r"^\s*from (?:attnbootreg)?\.(\w+) import", (ROOT / "attnbootreg" / f"{name}.py").read_text(), re.M)
-        assert set(imported) <= set(order[:i]), f"{name} imports a room below"
+        assert set(imported) <= set(order[:i]), f"{name} imports a module below"
+
+
+def test_notebooks_are_numbered_without_gaps():
+    order = modules_in_order()
+    assert [path.stem for _, path in order] == [f"{i:02}_{name}" for i, (name, _) in enumerate(order)]
 
 
 def test_site_lists_every_notebook():
@@ -93,25 +103,16 @@ def test_public_name_is_documented(item):
         assert signature.return_annotation is not signature.empty
 
 
-def test_public_parameters_say_what_they_are():
-    "Each parameter of a public function stands on a line of its own, with a comment that gives shape, unit or choices."
-    for item in filter(inspect.isfunction, PUBLIC):
-        source = inspect.getsource(inspect.unwrap(item))
-        for name in inspect.signature(item).parameters:
-            if name != "vit":
-                assert re.search(rf"^    \**{name}\b[^#\n]*#.+$", source, re.M), f"{item.__name__}: {name}"
-
-
 def test_editors_and_python_know_the_same_names():
     "The names that are fetched when they are used are those that type checkers see."
     tree = ast.parse((ROOT / "attnbootreg" / "__init__.py").read_text())
-    rooms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnbootreg.")]
-    seen = {alias.name: node.module.removeprefix("attnbootreg.") for node in rooms for alias in node.names}
-    assert seen == attnbootreg._ROOM_OF and sorted(seen) == attnbootreg.__all__
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnbootreg.")]
+    seen = {alias.name: node.module.removeprefix("attnbootreg.") for node in imports for alias in node.names}
+    assert seen == attnbootreg._MODULE_OF and sorted(seen) == attnbootreg.__all__
     assert set(attnbootreg.__all__) < set(dir(attnbootreg))
 
 
-def test_the_package_opens_no_room_by_itself():
+def test_the_package_imports_no_module_by_itself():
     code = "import sys, attnbootreg, attnbootreg.cli; assert not {'torch', 'timm', 'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

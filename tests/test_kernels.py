@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbootreg import attention_scores, kernels, load_image, load_vit, make_scenes, null_scores, significance
-from attnbootreg.attention import CPU_BUDGET, _LiveBytes, bytes_an_image, fitting_batch
+from attnbootreg import Attention, Null, Score, attention_scores, kernels, load_image, load_vit, make_scenes, significance
+from attnbootreg.batches import CPU_BUDGET, _LiveBytes, bytes_an_image, fitting_batch
 from attnbootreg.kernels import FastKernels, attention, linear
 
 sizes = st.integers(1, 40)
@@ -70,9 +70,9 @@ def test_gradients_masks_and_other_formats_stay_with_pytorch():
 def test_scores_without_onednn(monkeypatch, size, dtype, tolerance):
     model = timm.models.VisionTransformer(img_size=size, patch_size=8, embed_dim=48, depth=3, num_heads=3, qk_norm=True, init_values=0.1)
     vit, images = load_vit(model, dtype=dtype, device="cpu"), normal(0, 2, 3, size, size)
-    fast = attention_scores(images, vit, heads="all")
+    fast = attention_scores(images, vit, heads="each")
     monkeypatch.setattr(kernels, "onednn_dtypes", frozenset)
-    torch.testing.assert_close(fast.log(), attention_scores(images, vit, heads="all").log(), atol=tolerance, rtol=0)
+    torch.testing.assert_close(fast.log(), attention_scores(images, vit, heads="each").log(), atol=tolerance, rtol=0)
 
 
 def test_bfloat16_decides_as_float32():
@@ -83,7 +83,7 @@ def test_bfloat16_decides_as_float32():
             vit = load_vit(dtype=dtype, device="cpu")
             x = load_image(image, vit)
             scores = attention_scores(x, vit).numpy()
-            kept[dtype] = scores, significance(scores, null_scores(x, vit, 20, seed=i)).p <= 0.3
+            kept[dtype] = scores, significance(scores, Null(n=20).scores(x, vit, Attention(), seed=i)).p <= 0.3
         assert np.corrcoef(*(np.log(scores).ravel() for scores, _ in kept.values()))[0, 1] >= 0.999
         flips.append((kept["float32"][1] != kept["bfloat16"][1]).mean())
     assert np.mean(flips) <= 0.01
@@ -106,25 +106,23 @@ def test_memory_does_not_grow_with_the_null_images(vit, scene):
     x, peaks = load_image(scene, vit), {}
     for n in (20, 200):
         with _LiveBytes(*vit.model.parameters(), x) as counted:
-            scores = null_scores(x, vit, n, seed=0)
-        peaks[n] = counted.peak - scores.nbytes
+            Null(n=n).scores(x, vit, Attention(), seed=0)  # the scores themselves are arrays, which are not counted
+        peaks[n] = counted.peak
     assert peaks[200] <= 1.01 * peaks[20] <= 1.3 * CPU_BUDGET
 
 
 def test_batches_fit_the_budget():
+    last, first = Attention(), Attention(0)
+    greedy = Score(lambda vit, x: last(vit, x) + torch.zeros(len(x), 2**20)[:, :1, None])
     small, large = (load_vit("vit_tiny_patch16_224", pretrained=False, img_size=size, device="cpu") for size in (64, 448))
-    assert fitting_batch(small) > fitting_batch(large) >= 1
-    assert fitting_batch(small) * bytes_an_image(small) <= CPU_BUDGET
-    assert bytes_an_image(small, 2) <= bytes_an_image(small)
+    assert fitting_batch(last, small) > fitting_batch(last, large) >= 1
+    assert fitting_batch(last, small) * bytes_an_image(last, small) <= CPU_BUDGET
+    assert bytes_an_image(first, small) <= bytes_an_image(last, small)
+    assert bytes_an_image(greedy, small) > 2**22 > bytes_an_image(last, small)  # counted on the score that is asked for
+    assert fitting_batch(greedy, small) * 2**22 <= CPU_BUDGET
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "many"])
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "many", None])
 def test_batch_size_is_checked(vit, scene, wrong):
     with pytest.raises(ValueError, match="batch_size: must be a whole number of at least 1"):
-        null_scores(load_image(scene, vit), vit, 2, batch_size=wrong)
-
-
-def test_auto_and_none_are_the_same(vit, scene):
-    x = load_image(scene, vit)
-    auto, none = (null_scores(x, vit, 5, seed=0, batch_size=size) for size in ("auto", None))
-    assert torch.equal(auto, none)
+        Null(n=2).scores(load_image(scene, vit), vit, Attention(), batch_size=wrong)

@@ -1,13 +1,10 @@
-"Agreement with the authors' released code and with R's qvalue, on stored numbers."
+"Agreement with the authors' released code and with R's qvalue, on stored numbers, as far as the pages do not show it."
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from attnbootreg import (
-    coverage, estimate_pi0, local_fdr, q_values, roi_nonzero, roi_percentile, sensitivity, shrink, significance, specificity, srmsd,
-    suppression_factor,
-)  # fmt: skip
+from attnbootreg import coverage, estimate_pi0, q_values, roi_nonzero, roi_percentile, sensitivity, specificity, srmsd
 
 
 @pytest.fixture(params="abc")
@@ -15,20 +12,8 @@ def case(request, data):
     return np.load(data / f"released_{request.param}.npz")
 
 
-def test_released_statistics(case):
-    sig = significance(case["obs"], case["null"], "released")
-    for name in ("z", "z0", "p", "pi0", "lfdr"):
-        np.testing.assert_allclose(getattr(sig, name), case[name], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(local_fdr(sig.z), case["lfdr_pi0_1"], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("method", ["p", "lfdr", "pi0", "z"])
-def test_released_maps(case, method):
-    sig = significance(case["obs"], case["null"], "released")
-    np.testing.assert_allclose(shrink(case["obs"], sig, method), case[f"map_{method}"], atol=1e-5, rtol=0)
-
-
-def test_released_metrics(case):
+def test_metrics_of_their_own_maps(case):
+    "The pages of statistics and shrinkage compare our maps with these; here the metrics are computed on theirs."
     scores, patch = case["obs"], int(case["patch_size"])
     x, y, w, h = case["roi_xywh"]
     square = np.zeros(np.array(scores.shape) * patch, bool)
@@ -44,18 +29,10 @@ def test_released_metrics(case):
     assert srmsd(case["p"]) == pytest.approx(case["srmsd_p"], abs=1e-9)
 
 
-def test_suppression_factor(data):
-    want = np.load(data / "suppression.npz")
-    assert suppression_factor(want["before"], want["after"]) == pytest.approx((float(want["D"]), float(want["error"])), abs=1e-9)
-
-
 def test_r_qvalue(data):
     r = np.load(data / "r_qvalue_a.npz")
-    assert estimate_pi0(r["p"], "bootstrap") == pytest.approx(r["pi0_bootstrap"], abs=1e-6)
-    assert estimate_pi0(r["p"], 0.5) == pytest.approx(r["pi0_lambda_0.5"], abs=1e-6)
-    assert estimate_pi0(r["p"], "smoother") == pytest.approx(r["pi0_smoother"], abs=1e-4)
     for method in ("bootstrap", "smoother"):
         np.testing.assert_allclose(q_values(r["p"], float(r[f"pi0_{method}"])), r[f"q_{method}"], atol=1e-6)
+        np.testing.assert_allclose(q_values(r["p"], estimate_pi0(r["p"], method)), r[f"q_{method}"], atol=1e-4)
     for method in ("bh", "by"):
         np.testing.assert_allclose(q_values(r["p"], method=method), stats.false_discovery_control(r["p"], method=method), atol=1e-12)
-    np.testing.assert_allclose(q_values(r["p"]), stats.false_discovery_control(r["p"]), atol=1e-12)

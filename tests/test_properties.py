@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from attnbootreg import (
-    attention_share, auroc, coverage, estimate_pi0, familywise_p, hommel_bound, inject_noise, local_fdr, p_errors, p_intervals, p_values,
-    q_values, regions, roi_percentile, sensitivity, shrink, significance, specificity, square_mask, true_finds, upsample,
+    RECIPES, Recipe, attention_share, auroc, coverage, estimate_pi0, familywise_p, find_regions, hommel_bound, inject_noise, local_fdr,
+    p_errors, p_intervals, p_values, q_values, roi_percentile, sensitivity, shrink, significance, specificity, square_mask, true_finds,
+    upsample,
 )  # fmt: skip
-from attnbootreg.statistics import RECIPES
 
+POSITION = Recipe(standardize="position")
 FAST = settings(max_examples=40, deadline=None)
 
 
@@ -95,14 +96,14 @@ def test_pi0_and_q_of_any_p(p):
     for method in ("bootstrap", "smoother", "bounded", "released", 0.5):
         assert 0 <= estimate_pi0(p, method) <= 1
     assert estimate_pi0(p, "bounded") <= max(1, hommel_bound(p)) / len(p)
-    q = q_values(p)
+    q = q_values(p, pi0=1)
     assert (q >= p - 1e-12).all() and (np.diff(q[np.argsort(p)]) >= -1e-12).all()
 
 
 @FAST
 @given(attention(), st.sampled_from(["bh", "by", "storey"]), st.sampled_from(["bounded", "bootstrap", "smoother", 0.3]))
 def test_choices_change_one_thing_at_a_time(case, q, pi0):
-    one, other = significance(*case), significance(*case, q_method=q, pi0_method=pi0)
+    one, other = significance(*case), significance(*case, Recipe(q_method=q, pi0_method=pi0))
     np.testing.assert_array_equal(one.p, other.p)
     assert other.pi0 == estimate_pi0(one.p, pi0)
     np.testing.assert_array_equal(other.q, q_values(one.p, other.pi0, q))
@@ -113,10 +114,10 @@ def test_choices_change_one_thing_at_a_time(case, q, pi0):
 def test_z_by_position_is_free_of_scale_and_order(seed, factor):
     rng = np.random.default_rng(seed)
     scores, null = rng.gamma(3, 1, (5, 7)) + 0.01, rng.gamma(3, 1, (20, 5, 7)) + 0.01
-    one = significance(scores, null, standardize="position")
-    np.testing.assert_allclose(significance(factor * scores, factor * null, standardize="position").z, one.z, atol=1e-6)
+    one = significance(scores, null, POSITION)
+    np.testing.assert_allclose(significance(factor * scores, factor * null, POSITION).z, one.z, atol=1e-6)
     order = rng.permutation(35)
-    moved = significance(scores.ravel()[order].reshape(5, 7), null.reshape(20, 35)[:, order].reshape(20, 5, 7), standardize="position")
+    moved = significance(scores.ravel()[order].reshape(5, 7), null.reshape(20, 35)[:, order].reshape(20, 5, 7), POSITION)
     np.testing.assert_allclose(moved.z.ravel(), one.z.ravel()[order], atol=1e-6)
 
 
@@ -144,7 +145,7 @@ def test_bounds_of_sets(p, alpha, data):
 @given(attention(), st.floats(0.02, 0.5))
 def test_regions_cover_what_is_significant(case, alpha):
     sig = significance(*case)
-    found = regions(sig, alpha)
+    found = find_regions(sig, alpha)
     np.testing.assert_array_equal(found.labels > 0, (sig.p <= alpha) & (sig.z > 0))
     table = found.table
     assert (np.diff(table["patches"]) <= 0).all() and table["patches"].sum() == (found.labels > 0).sum()
@@ -153,15 +154,15 @@ def test_regions_cover_what_is_significant(case, alpha):
 
 
 @FAST
-@given(attention())
-def test_intervals_hold_the_estimate(case):
-    sig = significance(*case)
+@given(attention(), st.sampled_from(sorted(RECIPES)))
+def test_intervals_hold_the_estimate(case, recipe):
+    sig = significance(*case, recipe)
     if len(sig.z0) < 2:
         return
-    low, high = p_intervals(sig.z, sig.z0)
-    estimate = p_values(sig.z, sig.z0, plus_one=False)
-    assert ((0 <= low) & (low <= estimate + 1e-9) & (estimate <= high + 1e-9) & (high <= 1)).all()
-    assert (p_errors(sig.z, sig.z0) <= 0.5).all()
+    low, high = p_intervals(sig.z, sig.z0, recipe=sig.recipe)
+    estimate = p_values(sig.z, sig.z0, sig.recipe.alternative, sig.recipe.pool_observed, plus_one=False, strict=sig.recipe.strict)
+    assert ((0 <= low) & (low <= estimate + 1e-6) & (estimate <= high + 1e-6) & (high <= 1)).all()
+    assert (p_errors(sig.z, sig.z0, sig.recipe) <= 0.5).all()
 
 
 @FAST

@@ -3,25 +3,29 @@
 import errno
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from attnbootreg import (
-    attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study, make_scenes, null_scores, roi_percentile, run_study, shrink,
-    significance, square_mask, summarize, suppression_factor,
+    Attention, Cuts, Engine, Noise, Null, Recipe, Score, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
+    load_vit, make_scenes, roi_percentile, run_study, shrink, significance, square_mask, summarize, suppression_factor,
 )  # fmt: skip
-from attnbootreg import study as rooms
+from attnbootreg import study as module
+from attnbootreg.files import plain
 
-SMALL = dict(noise=("square", "diffuse"), n_boot=(1, 4), recipe=("calibrated", "released"), progress=False)
+SMALL = Study(("square", "diffuse"), null=(1, 4), recipe=("calibrated", "released"))
 
 
 def same(one, two, **tolerance):
@@ -33,27 +37,27 @@ def same(one, two, **tolerance):
 @pytest.fixture(scope="module")
 def undisturbed(vit, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "scenes"
-    run_study("scenes", vit, out, limit=12, **SMALL)
+    run_study("scenes", vit, out, SMALL, limit=12, progress=False)
     return load_study(out)
 
 
-def test_a_row_is_what_the_rooms_say(vit, undisturbed):
-    row = undisturbed.query("image == 'scene 3' and noise == 'diffuse' and n_boot == 4 and recipe == 'calibrated'").iloc[0]
-    scene = make_scenes(1, rooms.SCENES_SEED, start=3)
+def test_a_row_is_what_the_functions_say(vit, undisturbed):
+    row = undisturbed.query("image == 'scene 3' and noise == 'diffuse' and n_null == 4 and recipe == 'calibrated'").iloc[0]
+    scene = make_scenes(1, module.SCENES_SEED, start=3)
     seed = int(np.random.SeedSequence([0, zlib.crc32(b"scene 3")]).generate_state(1)[0])
     mask = diffuse_mask(vit.img_size, seed=seed, avoid=scene.masks[0].numpy())
     x = inject_noise(load_image(scene.images[0], vit), mask, seed)
     scores, inside = attention_scores(x, vit).numpy(), coverage(mask, vit.grid)
-    sig = significance(scores, null_scores(x, vit, 4, seed=seed))
+    sig = significance(scores, Null(n=4).scores(x, vit, Attention(), seed=seed))
     assert row["percentile_before"] == pytest.approx(roi_percentile(scores, scores, inside))
     assert row["percentile_lfdr"] == pytest.approx(roi_percentile(shrink(scores, sig, "lfdr"), scores, inside))
     assert row["pi0"] == pytest.approx(sig.pi0) and row["side"] == 26
 
 
 def test_fewer_null_images_are_the_first_of_more(vit, tmp_path, undisturbed):
-    run_study("scenes", vit, tmp_path / "one", limit=3, **{**SMALL, "n_boot": 1})
+    run_study("scenes", vit, tmp_path / "one", replace(SMALL, null=1), limit=3, progress=False)
     alone = load_study(tmp_path / "one")
-    both = undisturbed[(undisturbed["n_boot"] == 1) & undisturbed["image"].isin(alone["image"])].reset_index(drop=True)
+    both = undisturbed[(undisturbed["n_null"] == 1) & undisturbed["image"].isin(alone["image"])].reset_index(drop=True)
     same(alone, both, rtol=1e-5)
 
 
@@ -61,16 +65,18 @@ def test_patterns_reach_every_depth(vit, tmp_path, picture):
     for name in ("a.png", "one/b.png", "one/two/c.png"):
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         picture.save(tmp_path / "pictures" / name)
-    run_study(tmp_path / "pictures" / "**" / "*.png", vit, tmp_path / "out", n_boot=1, progress=False)
+    run_study(tmp_path / "pictures" / "**" / "*.png", vit, tmp_path / "out", Study(null=1), progress=False)
     assert {Path(image).name for image in load_study(tmp_path / "out")["image"]} == {"a.png", "b.png", "c.png"}
+    assert set(load_study(tmp_path / "out")["image"]) == {"a.png", "one/b.png", "one/two/c.png"}  # as in the folder
 
 
 SCRIPT = """
 import sys, torch
-from attnbootreg import load_vit, run_study
+from attnbootreg import Study, load_vit, run_study
 torch.set_num_threads(1)
 print("ready", flush=True)
-run_study("scenes", load_vit(device="cpu"), sys.argv[1], limit=12, noise=("square", "diffuse"), n_boot=(1, 4), recipe=("calibrated", "released"), progress=False)
+study = Study(("square", "diffuse"), null=(1, 4), recipe=("calibrated", "released"))
+run_study("scenes", load_vit(device="cpu"), sys.argv[1], study, limit=12, progress=False)
 """
 
 
@@ -92,12 +98,12 @@ def test_killed_and_started_again(tmp_path, vit, undisturbed):
         else set()
     )
     computed = []
-    original = rooms.study_image
-    rooms.study_image = lambda source, *rest: computed.append(source.name) or original(source, *rest)
+    original = module.study_image
+    module.study_image = lambda source, *rest: computed.append(source.name) or original(source, *rest)
     try:
-        run_study("scenes", vit, out, limit=12, **SMALL)
+        run_study("scenes", vit, out, SMALL, limit=12, progress=False)
     finally:
-        rooms.study_image = original
+        module.study_image = original
     assert not before & set(computed) and len(before) + len(computed) == 12  # nothing twice, nothing lost
     same(load_study(out), undisturbed, rtol=1e-4, atol=1e-4)  # one thread there, more here: rounding
 
@@ -112,16 +118,16 @@ def test_killed_while_merging(tmp_path, vit, undisturbed, monkeypatch):
 
     monkeypatch.setattr(Path, "unlink", stop)
     with pytest.raises(KeyboardInterrupt):
-        run_study("scenes", vit, tmp_path / "study", limit=3, **SMALL)
+        run_study("scenes", vit, tmp_path / "study", SMALL, limit=3, progress=False)
     monkeypatch.undo()
     twice = load_study(tmp_path / "study")  # merged and not yet removed
-    run_study("scenes", vit, tmp_path / "study", limit=12, **SMALL)
+    run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
     assert len(twice) == 3 * 8
     same(load_study(tmp_path / "study"), undisturbed)
 
 
 def test_a_full_disk_stops_clearly_and_the_resume_works(tmp_path, vit, undisturbed, monkeypatch):
-    original, written = rooms.pyarrow.parquet.write_table, []
+    original, written = module.pyarrow.parquet.write_table, []
 
     def full(table, file, **options):
         if len(written) == 4:
@@ -130,12 +136,12 @@ def test_a_full_disk_stops_clearly_and_the_resume_works(tmp_path, vit, undisturb
         written.append(1)
         original(table, file, **options)
 
-    monkeypatch.setattr(rooms.pyarrow.parquet, "write_table", full)
+    monkeypatch.setattr(module.pyarrow.parquet, "write_table", full)
     with pytest.raises(OSError, match="could not be written.*free space"):
-        run_study("scenes", vit, tmp_path / "study", limit=12, **SMALL)
+        run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
     monkeypatch.undo()
     assert len(list((tmp_path / "study").glob("*.parquet"))) == 4 and not list((tmp_path / "study").glob(".*"))
-    run_study("scenes", vit, tmp_path / "study", limit=12, **SMALL)
+    run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
     same(load_study(tmp_path / "study"), undisturbed)
 
 
@@ -154,11 +160,11 @@ def pictures(tmp_path_factory):
 
 
 def test_bad_images_become_rows(vit, tmp_path, pictures):
-    run_study(pictures, vit, tmp_path / "study", n_boot=2, progress=False)
+    run_study(pictures, vit, tmp_path / "study", Study(null=2), progress=False)
     table = load_study(tmp_path / "study")
     assert len(table) == 7 and table["error"].notna().sum() == 2
     errors = table.dropna(subset="error").set_index("image")["error"]
-    assert "not a picture" in errors["cats/bad.png"] and "one colour" in errors["dogs/plain.png"]
+    assert "not a picture" in errors["cats/bad.png"] and "one color" in errors["dogs/plain.png"]
     summary = summarize(tmp_path / "study")
     assert summary["images"].tolist() == [3, 2] and summary["errors"].tolist() == [1, 1]
     cats = table[(table["category"] == "cats") & table["error"].isna()]
@@ -175,44 +181,251 @@ def test_ways_to_name_images(vit, tmp_path, pictures):
             tmp_path / name,
             index=False,
         )
-        sources = rooms.list_sources(tmp_path / name)
+        sources = module.list_sources(tmp_path / name)
         assert [source.category for source in sources] == ["a", "b", "a"] and all(Path(source.path).is_file() for source in sources)
-    assert len(rooms.list_sources(str(pictures / "cats" / "?.png"))) == len(rooms.list_sources(files)) == 3
-    assert len(rooms.list_sources(pictures, limit=4)) == 4
-    assert {source.category for source in rooms.list_sources(pictures)} == {"cats", "dogs"}
+    assert len(module.list_sources(str(pictures / "cats" / "?.png"))) == len(module.list_sources(files)) == 3
+    assert len(module.list_sources(pictures, limit=4)) == 4
+    assert {source.category for source in module.list_sources(pictures)} == {"cats", "dogs"}
+
+
+def test_the_same_picture_gets_the_same_noise_however_it_is_named(vit, tmp_path, pictures):
+    ways = {
+        "folder": pictures,
+        "pattern": pictures / "*" / "?.png",
+        "list": [pictures / category / f"{i}.png" for category, n in (("cats", 3), ("dogs", 2)) for i in range(n)],
+    }
+    tables = {}
+    for name, images in ways.items():
+        run_study(images, vit, tmp_path / name, Study(null=2), progress=False)
+        tables[name] = load_study(tmp_path / name).query("error.isna()").reset_index(drop=True)
+    same(tables["folder"], tables["pattern"], check_dtype=False)  # names and all
+    measured = [name for name in tables["list"] if name not in ("image", "category", "error")]
+    same(tables["folder"][measured], tables["list"][measured], check_dtype=False)
+    assert tables["folder"]["z_roi"].nunique() == 5
+
+
+def test_the_content_of_a_picture_makes_its_noise(vit, tmp_path, pictures):
+    source, copy = module.list_sources(pictures / "cats" / "0.png")[0], tmp_path / "other name.png"
+    copy.write_bytes((pictures / "cats" / "0.png").read_bytes())
+    other = module.list_sources(copy)[0]
+    assert other.name == "other name.png" and module._seed_of(source, 7) == module._seed_of(other, 7) != module._seed_of(source, 8)
+    assert module._seed_of(source, 7) != module._seed_of(module.list_sources(pictures / "cats" / "1.png")[0], 7)
+
+
+@pytest.mark.parametrize(
+    "pattern, name, category",
+    [
+        ("cats/0.png", "0.png", "cats"),
+        ("cats/*.png", "0.png", "cats"),
+        ("*/0.png", "cats/0.png", "cats"),
+        ("**/0.png", "cats/0.png", "cats"),
+        ("c?ts/[01].png", "cats/0.png", "cats"),
+        (".", "cats/0.png", "cats"),
+        ("cats", "0.png", "cats"),
+        ("../*/cats/0.png", None, "cats"),  # the folder of the fixture is a part of the name
+    ],
+)
+def test_names_of_a_pattern_are_those_of_its_fixed_folder(pictures, monkeypatch, pattern, name, category):
+    monkeypatch.chdir(pictures)
+    first = next(source for source in module.list_sources(pattern) if source.path.endswith("0.png"))
+    assert (first.name, first.category) == (name or f"{pictures.name}/cats/0.png", category if name else f"{pictures.name}/cats")
+
+
+def test_wrong_settings_say_which_field_it_is():
+    keep = np.eye(16, dtype=bool)
+    for field, wrong, says in (
+        ("noise", "round", "noise: kind: there is no 'round'"),
+        ("noise", 3, "noise: expected Noise"),
+        ("noise", [], "noise: needs at least one"),
+        ("noise", Noise, "noise: expected Noise"),
+        ("score", "attention", "score: expected Attention"),
+        ("score", Attention, "score: expected .*the class Attention"),
+        ("score", (lambda vit, x: x, lambda vit, x: 2 * x), "score: two different ones are named '<lambda>'"),
+        ("null", "norml", "null: kind: .*did you mean 'normal'"),
+        ("null", 0, "null: n: must be a whole number of at least 1"),
+        ("null", (1, 2.5), "null: expected Null"),
+        ("null", (), "null: needs at least one"),
+        ("null", "auto", "null: kind: there is no 'auto'"),
+        ("null", Null(n="auto"), "null: n='auto' takes another number for each image"),
+        ("null", (Null(), Null(keep=keep)), "null: keep names patches of one image"),
+        ("recipe", "relased", "recipe: .*did you mean 'released'"),
+        ("recipe", 0.3, "recipe: expected a name"),
+        ("recipe", Recipe(standardize="position", n_null=1), "null: standardize='position' needs at least"),
+        ("cuts", 0.3, "cuts: expected Cuts"),
+        ("cuts", (Cuts(), "p"), "cuts: expected Cuts"),
+        ("seed", -1, "seed: must be"),
+        ("seed", 0.5, "seed: must be"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=says):
+            Study(**{field: wrong})
+
+
+def draw_nothing(x, generator):
+    return x + 0.1
+
+
+def embedding_norm(vit, x):
+    with torch.inference_mode():
+        return vit.model.patch_embed(x.to(vit.dtype)).norm(dim=-1).unflatten(1, vit.grid)
+
+
+def test_a_study_is_one_value_or_several_and_travels():
+    study = Study(
+        ["diffuse", Noise(side=20)], (Attention(), Attention(), embedding_norm), [1, "pixel", Null(n=1), draw_nothing], ("paper", Recipe()),
+        [Cuts(), Cuts(p=0.1)], seed=3,
+    )  # fmt: skip
+    assert study.noise == (Noise("diffuse"), Noise(side=20)) and study.score == (Attention(), Score(embedding_norm))
+    assert study.null == (Null(n=1), Null("pixel"), Null(draw_nothing)) and len(study.recipe) == len(study.cuts) == 2
+    assert len(study) == 2 * 2 * (3 * 2) * 2
+    assert pickle.loads(pickle.dumps(study)) == study and hash(study) == hash(replace(study)) and replace(study, seed=4) != study
+    assert "draw_nothing" in repr(study) and "score=(Attention(), embedding_norm)" in repr(study) and "0x" not in repr(study)
+    assert len(json.loads(json.dumps(plain(study)))["null"]) == 3
+    with pytest.raises(AttributeError):
+        study.seed = 1
+
+
+def test_no_number_is_the_recipes_number(vit, tmp_path):
+    study = Study(recipe=("calibrated", "paper", Recipe(n_null=3)), null=(Null(), 20))
+    assert len(study) == 5  # 20, 1 and 3, and 20 for two of them that have another
+    run_study("scenes", vit, tmp_path / "study", study, limit=1, progress=False)
+    table = load_study(tmp_path / "study")
+    assert set(zip(table["recipe"], table["n_null"])) == {
+        ("calibrated", 20), ("paper", 1), ("paper", 20), ("calibrated, n_null=3", 3), ("calibrated, n_null=3", 20),
+    }  # fmt: skip
+
+
+def test_each_kind_of_null_images_is_drawn_once(vit, monkeypatch):
+    drawn, original = [], Null.scores
+    monkeypatch.setattr(Null, "scores", lambda self, *rest, **more: drawn.append(self) or original(self, *rest, **more))
+    study = Study(
+        null=[Null(n=2), Null(n=5), Null(n=3, width=2), Null("pixel", n=2)], recipe=("calibrated", "paper"), cuts=(Cuts(), Cuts(p=0.1))
+    )
+    assert len(module.study_image(module.Source("scene 0", "", ""), vit, study)) == len(study) == 4 * 2 * 2
+    assert drawn == [Null(n=5), Null(n=3, width=2), Null("pixel", n=2)]
+
+
+def centered_norm(vit, x):
+    "Signed, with exact zeros."
+    norms = embedding_norm(vit, x)
+    norms = norms - norms.mean((1, 2), keepdim=True)
+    return torch.where(norms.abs() < 0.3, 0, norms)
+
+
+def test_any_score_goes_through(vit, tmp_path):
+    scores = (Score(embedding_norm, scale="log"), Score(centered_norm, signed=True), Attention(heads="each"), Attention(layer=(0, 1)))
+    study = Study(score=scores, null=5, recipe=("calibrated", "paper"))
+    run_study("scenes", vit, tmp_path / "study", study, limit=3, progress=False)
+    table = load_study(tmp_path / "study")
+    assert table["error"].isna().all() and len(table) == 3 * 2 * (1 + 1 + vit.heads + 2)
+    maps = table.groupby("score")["map"].unique().map(sorted)
+    assert maps["embedding_norm"] == maps["centered_norm"] == [""] and maps["Attention(heads='each')"] == ["head 0", "head 1"]
+    assert maps["Attention(layer=(0, 1))"] == ["layer 0, mean of heads", "layer 1, mean of heads"]
+    assert table["percentile_before"].between(0, 100).all() and table["object_kept_p"].between(0, 1).all()
+    assert len(summarize(table)) == len(table.groupby(["category", "score", "map", "recipe"]))
+    head = table.query("score == \"Attention(heads='each')\" and map == 'head 1'").drop(columns=["score", "map"]).reset_index(drop=True)
+    run_study("scenes", vit, tmp_path / "head", replace(study, score=Attention(heads=1)), limit=3, progress=False)
+    same(head, load_study(tmp_path / "head").drop(columns=["score", "map"]), rtol=1e-5)
+
+
+def test_a_score_that_fails_becomes_errors(vit, tmp_path):
+    run_study("scenes", vit, tmp_path / "study", Study(score=lambda vit, x: x), limit=2, progress=False)
+    assert load_study(tmp_path / "study")["error"].str.contains("it must give").all()
+    assert summarize(tmp_path / "study").empty
 
 
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (dict(noise="round"), "noise: 'round'"),
-        (dict(side=500), "side: .*does not fit"),
-        (dict(bootstrap="norml"), "did you mean 'normal'"),
-        (dict(n_boot=0), "n_boot"),
-        (dict(n_boot=()), "n_boot: needs at least one"),
-        (dict(recipe="relased"), "did you mean 'released'"),
-        (dict(threshold=2), "threshold"),
+        (dict(study=Study(Noise(side=500))), "side: .*does not fit"),
+        (dict(study=Study(score=Attention(layer=50))), "score: layer|layer: 50 is not a block"),
+        (dict(study="square"), "study: expected Study"),
         (dict(limit=0), "limit"),
         (dict(limit=None), "limit: there are endless scenes"),
         (dict(engine="spark"), "engine"),
-        (dict(workers=0), "workers"),
+        (dict(engine=2), "engine: expected Engine"),
         (dict(images="nowhere/*.png"), "images: there are none"),
         (dict(images="nowhere.csv"), "images: there is no table"),
+        (dict(vit="scenes"), "vit: expected what load_vit gives"),
     ],
 )
 def test_wrong_settings_begin_nothing(vit, tmp_path, wrong, says):
-    with pytest.raises((ValueError, FileNotFoundError), match=says):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=says):
         run_study(**{**dict(images="scenes", vit=vit, out=tmp_path / "study", limit=2), **wrong})
     assert not (tmp_path / "study").exists()
 
 
+def test_scenes_need_a_square(tmp_path):
+    with pytest.raises(ValueError, match="images: scenes are square"):
+        run_study("scenes", load_vit(device="cpu", img_size=(128, 64)), tmp_path / "study", limit=2)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(kind="spark"), "kind"),
+        (dict(workers=0), "workers"),
+        (dict(workers=1.5), "workers"),
+        (dict(address="auto"), "address"),
+        (dict(kind="ray", address=5), "address"),
+    ],
+)
+def test_an_engine_is_checked(wrong, says):
+    with pytest.raises(ValueError, match=f"^{says}: "):
+        Engine(**wrong)
+    assert Engine("ray", 3, "auto") == pickle.loads(pickle.dumps(Engine("ray", 3, "auto")))
+
+
 def test_another_study_is_refused_with_the_difference(vit, tmp_path):
-    run_study("scenes", vit, tmp_path / "study", limit=1, n_boot=1, progress=False)
-    with pytest.raises(ValueError, match=r"holds another study: n_boot is \[1\] there and \[2\] here; recipe is"):
-        run_study("scenes", vit, tmp_path / "study", limit=1, n_boot=2, recipe="paper", progress=False)
+    run_study("scenes", vit, tmp_path / "study", Study(null=1), limit=1, progress=False)
+    with pytest.raises(
+        ValueError, match=r"holds another study: null.n is 1 there and 2 here; recipe.name is 'calibrated' there and 'paper'"
+    ):
+        run_study("scenes", vit, tmp_path / "study", Study(null=2, recipe="paper"), limit=1, progress=False)
+    for other, says in (
+        (Study(null=Null("pixel", n=1)), "null.kind is 'normal' there and 'pixel' here"),
+        (Study(null=(1, 2)), r"null.n is 1 there and \[1, 2\] here"),
+        (Study(null=1, cuts=Cuts(q=0.2)), "cuts.q is 0.1 there and 0.2 here"),
+        (Study(null=1, score=Attention(layer=0)), "score.layer is -1 there and 0 here"),
+        (Study(null=1, score=embedding_norm), "score.type is 'Attention' there and 'Score' here"),
+        (Study(null=1, noise=Noise(avoid=False), seed=1), "seed is 0 there and 1 here; noise.avoid is True there and False here"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run_study("scenes", vit, tmp_path / "study", other, limit=1, progress=False)
     with pytest.raises(FileNotFoundError, match="no study"):
         load_study(tmp_path)
-    assert json.loads((tmp_path / "study" / "study.json").read_text())["versions"]["torch"]
+    settings = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert settings["versions"]["torch"] and settings["study"]["null"][0] == plain(Null(n=1)) and settings["model"]["name"] == vit.name
+
+
+def test_a_study_of_the_first_version_is_refused(vit, tmp_path):
+    old = {"model": "scenes", "weights": "embedded", "noise": ["square"], "n_boot": [20], "versions": {"attnbootreg": "0.1.0"}}
+    (tmp_path / "study.json").write_text(json.dumps(old))
+    for call in (lambda: load_study(tmp_path), lambda: run_study("scenes", vit, tmp_path, limit=1), lambda: summarize(tmp_path)):
+        with pytest.raises(ValueError, match="holds a study of attnbootreg 0.1.*another folder"):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    with pytest.raises(ValueError, match="study: the table has no column 'score'.*0.1"):
+        summarize(pd.DataFrame(dict(image=["a"], error=[None], category=["b"], n_boot=[20])))
+
+
+def test_the_filter_counts_the_images_that_it_leaves(vit, tmp_path, undisturbed):
+    rows = undisturbed.query("noise == 'square' and n_null == 4 and recipe == 'calibrated'").assign(category="all")
+    limit = rows["z_roi"].abs().sort_values().iloc[4]  # five of twelve
+    summary = summarize(rows, z_filter=limit).loc["all"]
+    assert summary["images"] == 5 and summary["kept by |z|"] == pytest.approx(5 / 12)
+    assert summary["D_p"] == summarize(rows[rows["z_roi"].abs() <= limit]).loc["all", "D_p"]
+    assert summarize(rows).loc["all", "images"] == 12
+    assert summarize(rows, z_filter=0).loc["all", "images"] == 0
+
+
+@pytest.mark.parametrize("name", ["scenes", "nulls"])
+def test_stored_tables_are_read(root, name):
+    table = pd.read_parquet(root / "nbs" / "tutorials" / "studies" / f"{name}.parquet")
+    assert set(table) <= set(module._schema().names) and set(module.KEY) <= set(table)
+    assert not table.duplicated(list(module.KEY)).any() and table[list(module.KEY)].notna().all().all()
+    summary = summarize(table, z_filter=1)
+    assert 0 < summary["images"].sum() < len(table) and summary["D_p"].dropna().between(0, 1).all()
 
 
 def test_noise_avoids_the_object_and_means_what_it_says(vit, undisturbed):
@@ -230,14 +443,14 @@ def cluster():
 
 
 def test_ray_gives_the_same_rows(cluster, vit, tmp_path, undisturbed):
-    run_study("scenes", vit, tmp_path / "study", limit=12, engine="ray", workers=2, **SMALL)
+    run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, engine=Engine("ray", workers=2), progress=False)
     same(load_study(tmp_path / "study"), undisturbed, rtol=1e-4, atol=1e-4)
 
 
 def test_a_worker_that_dies_is_replaced(cluster, vit, tmp_path, undisturbed, monkeypatch):
     import psutil
 
-    original, killed = rooms._write, []
+    original, killed = module._write, []
 
     def write_and_kill(folder, table, kind):
         original(folder, table, kind)
@@ -251,7 +464,7 @@ def test_a_worker_that_dies_is_replaced(cluster, vit, tmp_path, undisturbed, mon
             for process in killed:
                 process.kill()
 
-    monkeypatch.setattr(rooms, "_write", write_and_kill)
-    run_study("scenes", vit, tmp_path / "study", limit=12, engine="ray", workers=2, **SMALL)
+    monkeypatch.setattr(module, "_write", write_and_kill)
+    run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, engine=Engine("ray", workers=2), progress=False)
     assert killed
     same(load_study(tmp_path / "study"), undisturbed, rtol=1e-4, atol=1e-4)

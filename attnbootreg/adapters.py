@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
+
+from .kernels import FastKernels
 
 # %% ../nbs/03_adapters.ipynb #2cd33240
 class AttentionCall(NamedTuple):
@@ -83,7 +84,7 @@ class _Enough(Exception):
     "Not an error: leaves the forward pass when everything wanted is known."
 
 
-class _Listener(TorchFunctionMode):
+class _Listener(FastKernels):
     def __init__(self, hear: Callable[[AttentionCall], bool]):
         super().__init__()
         self.hear = hear
@@ -91,7 +92,7 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         if func is F.scaled_dot_product_attention and self.hear(_heard(*args, **(kwargs or {}))):
             raise _Enough
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def listen(

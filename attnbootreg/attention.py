@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .adapters import AttentionCall, listen
 from .checks import check_index
-from .kernels import FastKernels
 from .loading import ViT, check_vit
 from .scores import score_maps
 
@@ -116,7 +115,7 @@ class Attention:
     def __call__(self, vit: ViT, x: Tensor) -> Tensor:
         "Scores of images (N, 3, H, W) as `load_image` makes them; an ordinary tensor, which may be changed in place."
         self.check(vit)
-        with torch.inference_mode(), FastKernels():
+        with torch.inference_mode():
             maps = _read(vit, x, self)
         return (maps[:, 0] if self._is_one else maps).clone()
 

@@ -595,4 +595,4 @@ def test_explore_starts_jupyterlab(tmp_path, monkeypatch):
     assert started == [["-m", "jupyterlab", "explorer.ipynb", "--no-browser"]]
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     outcome = explore("--out", "other.ipynb")
-    assert outcome.exit_code == 2 and "pip install 'jupyterlab>=4'" in outcome.stderr and not (tmp_path / "other.ipynb").exists()
+    assert outcome.exit_code == 2 and "pip install 'attnbootreg[explore]'" in outcome.stderr and not (tmp_path / "other.ipynb").exists()

@@ -127,7 +127,7 @@ def test_killed_while_merging(tmp_path, vit, undisturbed, monkeypatch):
 
 
 def test_a_full_disk_stops_clearly_and_the_resume_works(tmp_path, vit, undisturbed, monkeypatch):
-    original, written = module.pyarrow.parquet.write_table, []
+    original, written = module.pq.write_table, []
 
     def full(table, file, **options):
         if len(written) == 4:
@@ -136,7 +136,7 @@ def test_a_full_disk_stops_clearly_and_the_resume_works(tmp_path, vit, undisturb
         written.append(1)
         original(table, file, **options)
 
-    monkeypatch.setattr(module.pyarrow.parquet, "write_table", full)
+    monkeypatch.setattr(module.pq, "write_table", full)
     with pytest.raises(OSError, match="could not be written.*free space"):
         run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
     monkeypatch.undo()

@@ -176,7 +176,10 @@ def bootstrap_images(
     check_count(n, "n")
     _check_kind(kind, width)
     draw, seed = _drawing(x, kind, width, patch_size, inside), fresh_seed(seed)
-    return torch.stack([draw(generator_of(seed, start + i, x.device)) for i in range(n)])
+    images = x.new_empty(n, *x.shape)
+    for i in range(n):
+        images[i] = draw(generator_of(seed, start + i, x.device))
+    return images
 
 # %% ../nbs/09_bootstrap.ipynb #2abcfe48
 @dataclass(frozen=True, eq=False, repr=False)
@@ -336,7 +339,9 @@ class Null:
         inside = None if mask is None else pixels_of(torch.from_numpy(mask), vit.patch_size).to(vit.device)
         draw, tested = _drawing(x, self.kind, self.width, vit.patch_size, inside), self.tested(vit, mask)
         for start, count in _batches(self, _batch_size(batch_size, self, score, vit)):
-            images = torch.stack([draw(generator_of(seed, start + i, vit.device)) for i in range(count)])
+            images = x.new_empty(count, *x.shape)
+            for i in range(count):
+                images[i] = draw(generator_of(seed, start + i, vit.device))
             images = images if tested is None else compose(images, torch.from_numpy(tested), x, vit.patch_size)
             yield score_maps(score, vit, images).cpu().numpy()
 

@@ -209,8 +209,8 @@ def tricks_of(label: str, n: int) -> dict:
     steps = {
         "naive pipeline": lambda: regularize_naively(picture, naive, vit, n),
         "no gradients": lambda: naively_without_gradients(picture, naive, vit, n),
-        "fused attention": lambda: alone(picture, vit, n, whole_pass, pixels=True),
-        "patches, not pixels": lambda: alone(picture, vit, n, whole_pass, pixels=False),
+        "fused attention": lambda: without_kernels(lambda: alone(picture, vit, n, whole_pass, pixels=True)),
+        "patches, not pixels": lambda: without_kernels(lambda: alone(picture, vit, n, whole_pass, pixels=False)),
         "one row of the last block": lambda: without_kernels(lambda: alone(picture, vit, n, attention_scores, pixels=False)),
         "batches": lambda: without_kernels(lambda: regularize(picture, vit, null=n, seed=0, progress=False)),
         "oneDNN": lambda: regularize(picture, vit, null=n, seed=0, progress=False),

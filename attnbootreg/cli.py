@@ -582,7 +582,7 @@ def _demo(
         _check_targets(out, ["scene"], [])
         vit, scene = load_vit(), make_scenes(1, seed)
         noise = Noise().mask(vit.img_size, seed, scene.masks[0])
-        result = regularize(inject_noise(scene.images[0], noise, seed).clamp(0, 1), vit, seed=0)
+        result = regularize(inject_noise(scene.images[0], noise, seed).clamp(0, 1), vit, seed=0, progress=sys.stderr.isatty() and not quiet)
         result.settings["image"] = "scene with noise"
         files = result.save(out / "scene")
     except (ValueError, OSError) as error:

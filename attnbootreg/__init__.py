@@ -5,7 +5,8 @@ __version__ = "0.2.0"
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # for editors; at run time a module is imported when the first of its names is used, so that the command line starts at once
+# for editors; at run time a module is imported when the first of its names is used, so that the command line starts at once
+if TYPE_CHECKING:
     from attnbootreg.attention import Attention, attention_scores, upsample
     from attnbootreg.bootstrap import Null, NullScores, bootstrap_images
     from attnbootreg.loading import Masked, ViT, list_models, load_image, load_vit, to_pixels

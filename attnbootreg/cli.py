@@ -17,7 +17,7 @@ from enum import Enum
 from importlib.util import find_spec
 from itertools import chain, count, product
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, NoReturn
 
 import typer
 from tqdm import tqdm
@@ -61,22 +61,22 @@ _MODEL, _SCORE, _NULL, _CUTS = (dict(rich_help_panel=name) for name in ("Model",
 Model = Annotated[
     str, typer.Option(help="A timm name, or the embedded model, which knows only drawn scenes; see `attnbootreg models`.", **_MODEL)
 ]
-Checkpoint = Annotated[Optional[Path], typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).", **_MODEL)]
+Checkpoint = Annotated[Path | None, typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).", **_MODEL)]
 Pretrained = Annotated[bool, typer.Option(help="timm's weights from the hub, or random ones.", **_MODEL)]
-ImgSize = Annotated[Optional[str], typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.", **_MODEL)]
+ImgSize = Annotated[str | None, typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.", **_MODEL)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", **_MODEL)]
-Dtype = Annotated[Optional[Dtypes], typer.Option(help="Number format of the model.", **_MODEL)]
+Dtype = Annotated[Dtypes | None, typer.Option(help="Number format of the model.", **_MODEL)]
 
 ScoreName = Annotated[
-    Optional[str], typer.Option(help="module:name of your own score or function; the current folder is searched first.", **_SCORE)
+    str | None, typer.Option(help="module:name of your own score or function; the current folder is searched first.", **_SCORE)
 ]
 Layer = Annotated[
-    Optional[list[int]],
+    list[int] | None,
     typer.Option(help="Block whose attention is read; 0 is the first, -1 the last; may be repeated.", show_default="-1", **_SCORE),
 ]
-Heads = Annotated[Optional[str], typer.Option(help="mean, max, each, or heads separated by commas: 0,3.", show_default="mean", **_SCORE)]
+Heads = Annotated[str | None, typer.Option(help="mean, max, each, or heads separated by commas: 0,3.", show_default="mean", **_SCORE)]
 Query = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default="cls", **_SCORE),
 ]
 
@@ -86,17 +86,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 # %% ../nbs/27_cli.ipynb #7c0cc6ed
 NullKind = Annotated[Kinds, typer.Option("--null", help="How null images are made.", **_NULL)]
 Number = Annotated[
-    Optional[str], typer.Option("--n", help="Null images, a number or auto; 20, or 1 for the recipes paper and released.", **_NULL)
+    str | None, typer.Option("--n", help="Null images, a number or auto; 20, or 1 for the recipes paper and released.", **_NULL)
 ]
-NMax = Annotated[Optional[int], typer.Option(help="For --n auto: the most null images.", show_default="200", **_NULL)]
-Width = Annotated[Optional[float], typer.Option(help="For the kind normal: standard deviations of the image.", show_default="1.0", **_NULL)]
+NMax = Annotated[int | None, typer.Option(help="For --n auto: the most null images.", show_default="200", **_NULL)]
+Width = Annotated[float | None, typer.Option(help="For the kind normal: standard deviations of the image.", show_default="1.0", **_NULL)]
 
 RecipeName = Annotated[Recipes, typer.Option(help="Choices for the statistics.", **_CUTS)]
-Standardize = Annotated[Optional[Standardizations], typer.Option(help="z by all null scores, or each patch by its own.", **_CUTS)]
-P = Annotated[Optional[float], typer.Option("--p", help="The map p keeps p-values of at most this.", show_default="0.3", **_CUTS)]
-Q = Annotated[Optional[float], typer.Option("--q", help="The map q keeps q-values of at most this.", show_default="0.1", **_CUTS)]
-Lfdr = Annotated[Optional[float], typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="0.3", **_CUTS)]
-Z = Annotated[Optional[float], typer.Option("--z", help="All maps drop scores with z below this.", show_default="0.0", **_CUTS)]
+Standardize = Annotated[Standardizations | None, typer.Option(help="z by all null scores, or each patch by its own.", **_CUTS)]
+P = Annotated[float | None, typer.Option("--p", help="The map p keeps p-values of at most this.", show_default="0.3", **_CUTS)]
+Q = Annotated[float | None, typer.Option("--q", help="The map q keeps q-values of at most this.", show_default="0.1", **_CUTS)]
+Lfdr = Annotated[float | None, typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="0.3", **_CUTS)]
+Z = Annotated[float | None, typer.Option("--z", help="All maps drop scores with z below this.", show_default="0.0", **_CUTS)]
 
 # %% ../nbs/27_cli.ipynb #24060d89
 def _given(**values: object) -> dict:
@@ -104,7 +104,7 @@ def _given(**values: object) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _img_size(text: Optional[str]) -> int | tuple[int, int] | None:
+def _img_size(text: str | None) -> int | tuple[int, int] | None:
     "224 or 224x336, height first."
     if text is None:
         return None
@@ -125,7 +125,7 @@ def _several(values: list) -> object:
     return values[0] if len(values) == 1 else tuple(values)
 
 # %% ../nbs/27_cli.ipynb #ba8ed0e5
-def _score(name: Optional[str], layer: Optional[list[int]], heads: Optional[str], query: Optional[str]) -> object:
+def _score(name: str | None, layer: list[int] | None, heads: str | None, query: str | None) -> object:
     "The score that is judged."
     from attnbootreg.attention import Attention
     from attnbootreg.scores import import_score
@@ -144,14 +144,14 @@ def _score(name: Optional[str], layer: Optional[list[int]], heads: Optional[str]
         raise ValueError(f"score: {name}: {text}") from error
 
 # %% ../nbs/27_cli.ipynb #a5539318
-def _null(kind: str, n: Optional[str], n_max: Optional[int], width: Optional[float]) -> object:
+def _null(kind: str, n: str | None, n_max: int | None, width: float | None) -> object:
     "The null images."
     from attnbootreg.bootstrap import Null
 
     return Null(kind, **_given(n=int(n) if n and n.isdigit() else n, n_max=n_max, width=width))
 
 
-def _recipe(name: str, standardize: Optional[Standardizations]) -> object:
+def _recipe(name: str, standardize: Standardizations | None) -> object:
     "The statistical choices."
     from dataclasses import replace
 
@@ -160,7 +160,7 @@ def _recipe(name: str, standardize: Optional[Standardizations]) -> object:
     return replace(as_recipe(name), **_given(standardize=standardize and standardize.value))
 
 
-def _cuts(p: Optional[float], q: Optional[float], lfdr: Optional[float], z: Optional[float]) -> object:
+def _cuts(p: float | None, q: float | None, lfdr: float | None, z: float | None) -> object:
     "The thresholds."
     from attnbootreg.recipes import Cuts
 
@@ -210,7 +210,7 @@ def _mask_of(image: Path, folder: Path) -> Path:
     return found[0]
 
 
-def _masks(mask: Optional[Path], images: list[Path]) -> list[Optional[Path]]:
+def _masks(mask: Path | None, images: list[Path]) -> list[Path | None]:
     "The mask of each picture, or None."
     if mask is None:
         return [None] * len(images)
@@ -269,7 +269,7 @@ def _report(result: object, files: list[Path]) -> str:
     return "\n".join([f"{image}: {len(result)} maps -> {picture}", *lines])
 
 
-def _card(result: object, files: list[Path], shares: Optional[list[dict]] = None) -> dict:
+def _card(result: object, files: list[Path], shares: list[dict] | None = None) -> dict:
     "A result as plain data; shares: for each map, the share of it that lies in known places."
     cards = []
     for i, one in enumerate(result if result.labels else [result]):
@@ -302,10 +302,10 @@ def _regularize(
     lfdr: Lfdr = None,
     z: Z = None,
     mask: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Picture that is black where the image does not count, or a folder with one of the same name for each."),
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Same seed, same result; image i uses seed + i.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same result; image i uses seed + i.")] = None,
     device: Device = "auto",
     dtype: Dtype = None,
     as_json: Json = False,
@@ -331,7 +331,7 @@ def _regularize(
         raise typer.Exit(1)
 
 # %% ../nbs/27_cli.ipynb #924879d4
-def _regularize_all(pictures: list[tuple[Path, Optional[Path], str]], out: Path, how: tuple, seed: int, as_json: bool, quiet: bool) -> int:
+def _regularize_all(pictures: list[tuple[Path, Path | None, str]], out: Path, how: tuple, seed: int, as_json: bool, quiet: bool) -> int:
     "Regularize and save each picture; returns how many could not be done."
     from attnbootreg.loading import Masked
     from attnbootreg.method import regularize
@@ -377,7 +377,7 @@ def _tell_simulated(title: str, result: object, files: list[Path], masks: dict, 
         table = _with_shares(one, masks)
         shares.append({name: table[name].to_dict() for name in masks})
         text += [f"{label}; pi0 = {one.sig.pi0:.2f}"] if label else []
-        text += [table.to_string(formatters={name: percent for name in ("patches_kept", "score_kept", *masks)}), ""]
+        text += [table.to_string(formatters=dict.fromkeys(("patches_kept", "score_kept", *masks), percent)), ""]
     _tell("\n".join([*text, *(f"wrote {file}" for file in files)]), _card(result, files, shares), as_json, quiet)
 
 # %% ../nbs/27_cli.ipynb #3a00bd4b
@@ -390,7 +390,7 @@ def _simulate(
     pretrained: Pretrained = True,
     img_size: ImgSize = None,
     noise: NoiseKind = Noises.square,
-    side: Annotated[Optional[int], typer.Option(help="Of the square in pixels; 100/488 of the model's input by default.")] = None,
+    side: Annotated[int | None, typer.Option(help="Of the square in pixels; 100/488 of the model's input by default.")] = None,
     score: ScoreName = None,
     layer: Layer = None,
     heads: Heads = None,
@@ -435,7 +435,7 @@ def _simulate(
     _tell_simulated(title, result, files, dict(on_noise=mask), as_json, quiet)
 
 # %% ../nbs/27_cli.ipynb #25afff25
-def _study_nulls(kinds: list[Kinds], widths: Optional[list[float]], numbers: Optional[list[str]]) -> tuple:
+def _study_nulls(kinds: list[Kinds], widths: list[float] | None, numbers: list[str] | None) -> tuple:
     "All kinds of null images; widths are those of the kind normal, where that is one of them."
     normal = Kinds.normal in kinds
     nulls = [
@@ -447,7 +447,7 @@ def _study_nulls(kinds: list[Kinds], widths: Optional[list[float]], numbers: Opt
     return tuple(nulls)
 
 
-def _study_cuts(ps: Optional[list[float]], q: Optional[float], lfdr: Optional[float], z: Optional[float]) -> tuple:
+def _study_cuts(ps: list[float] | None, q: float | None, lfdr: float | None, z: float | None) -> tuple:
     "Thresholds: each p is that of lfdr too, unless lfdr has its own."
     return tuple(_cuts(p, q, p if lfdr is None else lfdr, z) for p in ps or [None])
 
@@ -465,7 +465,7 @@ def _study(
     img_size: ImgSize = None,
     noise: Annotated[list[Noises], typer.Option(help="A square of noise, or clouds; may be repeated.")] = [Noises.square],
     side: Annotated[
-        Optional[list[int]], typer.Option(help="Of the square in pixels; 100/488 of the model's input by default; may be repeated.")
+        list[int] | None, typer.Option(help="Of the square in pixels; 100/488 of the model's input by default; may be repeated.")
     ] = None,
     score: ScoreName = None,
     layer: Layer = None,
@@ -473,27 +473,27 @@ def _study(
     query: Query = None,
     null: Annotated[list[Kinds], typer.Option(help="How null images are made; may be repeated.", **_NULL)] = [Kinds.normal],
     n: Annotated[
-        Optional[list[str]], typer.Option("--n", help="Null images; 20, or 1 for the recipes paper and released; may be repeated.", **_NULL)
+        list[str] | None, typer.Option("--n", help="Null images; 20, or 1 for the recipes paper and released; may be repeated.", **_NULL)
     ] = None,
     width: Annotated[
-        Optional[list[float]], typer.Option(help="For the kind normal: standard deviations of the image; may be repeated.", **_NULL)
+        list[float] | None, typer.Option(help="For the kind normal: standard deviations of the image; may be repeated.", **_NULL)
     ] = None,
     recipe: Annotated[list[Recipes], typer.Option(help="Choices for the statistics; may be repeated.", **_CUTS)] = [Recipes.calibrated],
     standardize: Standardize = None,
     p: Annotated[
-        Optional[list[float]],
+        list[float] | None,
         typer.Option("--p", help="The maps p and lfdr keep values of at most this; may be repeated.", show_default="0.3", **_CUTS),
     ] = None,
     q: Q = None,
     lfdr: Annotated[
-        Optional[float], typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="as --p", **_CUTS)
+        float | None, typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="as --p", **_CUTS)
     ] = None,
     z: Z = None,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
-    limit: Annotated[Optional[int], typer.Option(help="At most so many images; scenes need it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images; scenes need it.")] = None,
     engine: Annotated[Engines, typer.Option(help="This process, or Ray.")] = Engines.local,
     workers: Annotated[int, typer.Option(help="For Ray: how many, each with a model.")] = 2,
-    address: Annotated[Optional[str], typer.Option(help="For Ray: of a cluster.")] = None,
+    address: Annotated[str | None, typer.Option(help="For Ray: of a cluster.")] = None,
     device: Device = "auto",
     dtype: Dtype = None,
     as_json: Json = False,
@@ -548,9 +548,7 @@ def _tell_study(out: Path, as_json: bool, quiet: bool) -> None:
 def _summarize(
     study: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
     by: Annotated[list[str], typer.Option(help="Column to group by; may be repeated.")] = ["category"],
-    z_filter: Annotated[
-        Optional[float], typer.Option(help="Keep images with a mean |z| in the noise of at most this; the paper: 1.")
-    ] = None,
+    z_filter: Annotated[float | None, typer.Option(help="Keep images with a mean |z| in the noise of at most this; the paper: 1.")] = None,
     as_json: Json = False,
 ) -> None:
     "Show how much of the noise is left, by category: suppression factor D (0 is best) and its error for each map."
@@ -561,7 +559,7 @@ def _summarize(
     except (ValueError, OSError) as error:
         _stop(error, 2)
     whole = [name for name in ("images", "errors") if name in table]
-    text = table.to_string(float_format="{:.3f}".format, formatters={name: "{:.0f}".format for name in whole})
+    text = table.to_string(float_format="{:.3f}".format, formatters=dict.fromkeys(whole, "{:.0f}".format))
     _tell(text, json.loads(table.reset_index().to_json(orient="records")), as_json, quiet=False)
 
 # %% ../nbs/27_cli.ipynb #2b3d0220
@@ -685,7 +683,7 @@ def _run(command: list[str]) -> int:
 
 @app.command("explore")
 def _explore(
-    images: Annotated[Optional[list[Path]], typer.Argument(help="Picture files; without any, scenes.", show_default=False)] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Picture files; without any, scenes.", show_default=False)] = None,
     model: Model = "scenes",
     img_size: ImgSize = None,
     out: Annotated[Path, typer.Option(help="The notebook that is written.")] = Path("explorer.ipynb"),

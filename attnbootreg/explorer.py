@@ -36,7 +36,7 @@ from .metrics import roi_metrics, roi_percentile
 from .recipes import RECIPES, Cuts, Recipe, as_recipe, check_cuts
 from .scores import Score, ScoreMap, as_score, map_labels, score_maps
 from .shrinkage import shrink_all
-from .simulation import coverage, inject_noise, square_mask
+from .simulation import inject_noise, square_mask
 
 # %% ../nbs/24_explorer.ipynb #7f308f1f
 def one_attention(

@@ -30,7 +30,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -344,7 +343,7 @@ def _build_timm(name: str, pretrained: bool) -> nn.Module:
                 f"model: {name!r} is not a timm VisionTransformer; `attnbootreg models` lists those that are. "
                 f"One of another form may still do: give load_vit the module, timm.create_model({name!r})"
             )
-        tagged = [other for other in timm.list_pretrained(f"{base}.*")] if tag else [name]
+        tagged = timm.list_pretrained(f"{base}.*") if tag else [name]
         if base not in known or name not in tagged:
             near = difflib.get_close_matches(name, tagged if base in known else known, n=3) or ["scenes"]
             raise ValueError(f"model: there is no {name!r}; did you mean {' or '.join(near)}?")

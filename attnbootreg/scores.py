@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_flag
-from .files import name_of
 from .loading import ViT
 
 # %% ../nbs/07_scores.ipynb #23c86c1c

@@ -10,6 +10,7 @@ __all__ = ['ARCHITECTURE', 'MEAN', 'STD', 'Batch', 'Student', 'token_labelling_l
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from .attention import attention_scores
 from .bootstrap import bootstrap_images
 from .checks import check_count, fresh_seed
 from .files import write_beside
-from .loading import ViT, embedded_card, save_embedded
+from .loading import ViT, save_embedded
 from .masking import visible_tokens
 from .metrics import attention_share, auroc
 from .scenes import CLASSES, HUES, make_scenes
@@ -220,7 +221,7 @@ def train(
                 begun=begun, step=step + 1, history=history, student=student.state_dict(),
                 optimizers=[optimizer.state_dict() for optimizer in optimizers],
             )  # fmt: skip
-            write_beside({state: lambda file: torch.save(content, file)})
+            write_beside({state: partial(torch.save, content)})
     student.eval()
     return history
 

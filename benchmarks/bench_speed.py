@@ -22,6 +22,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -124,9 +125,9 @@ def rows_of(label: str, dtype: str, numbers: list[int], device: str) -> list[dic
         batch = min(n, fitting_batch(Attention(), vit))
         images = torch.randn(batch, 3, size, size, device=vit.device).to(vit.dtype)
         contenders = {
-            "ours": lambda: regularize(picture, vit, null=n, seed=0, progress=False),
-            "timm": lambda: plain_passes(images, vit, 1 + n),
-            "naive": lambda: regularize_naively(picture, naive, plain, n),
+            "ours": partial(regularize, picture, vit, null=n, seed=0, progress=False),
+            "timm": partial(plain_passes, images, vit, 1 + n),
+            "naive": partial(regularize_naively, picture, naive, plain, n),
         }
         contenders = {who: work for who, work in contenders.items() if who not in left_out}
         if not contenders:
@@ -232,7 +233,7 @@ def growth_of(name: str = "vit_small_patch16_224", sizes: tuple[int, ...] = (112
         for dtype in ("float32", "bfloat16"):
             vit = load_vit(name, img_size=size, pretrained=False, dtype=dtype, device="cpu")
             images = torch.randn(1, 3, size, size).to(vit.dtype)
-            works = {"ours": lambda: attention_scores(images, vit), "timm": lambda: plain_passes(images, vit, 1)}
+            works = {"ours": partial(attention_scores, images, vit), "timm": partial(plain_passes, images, vit, 1)}
             turns = [{who: seconds_of(work, vit.device) for who, work in works.items()} for _ in range(1 + TURNS)][1:]
             rows.append(
                 dict(pixels=size, patches=(size // 16) ** 2, dtype=dtype, seconds={who: median(t[who] for t in turns) for who in works})

@@ -6,6 +6,7 @@ Prints a ratio of two times of the same run. The forward passes are timed on a f
 """
 
 import time
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -35,7 +36,7 @@ def main() -> None:
     scores, null = rng.gamma(4, 1, vit.grid), rng.gamma(4, 1, (N_NULL, *vit.grid))
     print(f"{vit}: {N_NULL + 1} forward passes {forward:.1f} s")
     for name, recipe in {"pooled": Recipe(), "position": Recipe(standardize="position")}.items():
-        statistics = seconds(lambda: significance(scores, null, recipe), 5)
+        statistics = seconds(partial(significance, scores, null, recipe), 5)
         print(f"significance, {name}: {statistics:.3f} s, {statistics / forward:.3%} of the forward passes")
 
 

@@ -179,7 +179,7 @@ def test_intervals_after_stopping_early():
     rng, covered = np.random.default_rng(7), []
     for _ in range(400):
         level = rng.choice([0.0, 0.2, 0.4])
-        draw = lambda B: rng.normal(size=(B, 16, 16)) + level * rng.normal(size=(B, 1, 1))
+        draw = lambda B, level=level: rng.normal(size=(B, 16, 16)) + level * rng.normal(size=(B, 1, 1))
         z, z0 = draw(1)[0], draw(20)
         while undecided(z, z0, 0.05).mean() > 0.02 and len(z0) < 200:
             z0 = np.concatenate([z0, draw(20)])

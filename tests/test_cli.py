@@ -16,7 +16,7 @@ from attnbootreg.cli import app
 
 COMMAND = Path(sys.executable).parent / "attnbootreg"
 
-SCORES = '''
+SCORES = """
 import torch
 from attnbootreg import Score
 
@@ -34,7 +34,7 @@ signed = Score(contrast, signed=True)
 two = Score(lambda vit, x: torch.stack([token_norm(vit, x), contrast(vit, x).abs()], 1), maps=("norm", "contrast"), name="two")
 shapeless = lambda vit, x: x.mean((1, 2, 3))
 number = 3
-'''
+"""
 
 
 def in_a_shell(*arguments, cwd=None):
@@ -98,9 +98,7 @@ def test_regularize_equals_the_function(tmp_path, picture):
     from attnbootreg.recipes import RECIPES, Cuts
 
     picture.save(tmp_path / "a.png")
-    options = (
-        "--model vit_tiny_patch16_224 --no-pretrained --img-size 64x96 --null pixel --recipe paper --n 3 --p 0.1 --lfdr 0.2 --seed 1 --device cpu"
-    )
+    options = "--model vit_tiny_patch16_224 --no-pretrained --img-size 64x96 --null pixel --recipe paper --n 3 --p 0.1 --lfdr 0.2 --seed 1 --device cpu"
     done = attnbootreg("regularize", "a.png", "--out", "out", *options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = Regularized.load(tmp_path / "out" / "a")
@@ -193,7 +191,9 @@ def test_a_senseless_command_writes_nothing(folder, wrong, says):
 def test_a_score_of_ones_own(folder):
     from attnbootreg import Score, load_vit, regularize
 
-    done = in_a_shell("regularize", "a.png", "--out", "out", "--score", "my_scores:token_norm", "--n", "3", "--seed", "1", "--device", "cpu", cwd=folder)
+    done = in_a_shell(
+        "regularize", "a.png", "--out", "out", "--score", "my_scores:token_norm", "--n", "3", "--seed", "1", "--device", "cpu", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     vit = load_vit(device="cpu")
     norm = Score(lambda vit, x: vit.model.patch_embed(x.to(vit.device)).norm(dim=-1).unflatten(1, vit.grid))
@@ -361,7 +361,9 @@ def test_study_and_summarize(tmp_path, picture):
 def test_study_of_a_score_of_ones_own_at_several_thresholds(folder):
     from attnbootreg import load_study
 
-    done = in_a_shell("study", "a.png", "--out", "norms", "--score", "my_scores:token_norm", "--n", "3", "--p", "0.1", "--p", "0.3", cwd=folder)
+    done = in_a_shell(
+        "study", "a.png", "--out", "norms", "--score", "my_scores:token_norm", "--n", "3", "--p", "0.1", "--p", "0.3", cwd=folder
+    )
     assert done.returncode == 0 and "1 images done, 0 with an error; 2 rows" in done.stdout, done.stderr
     rows = load_study(folder / "norms")
     assert sorted(rows["cut_p"]) == sorted(rows["cut_lfdr"]) == [0.1, 0.3] and (rows["cut_q"] == 0.1).all()

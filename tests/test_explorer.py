@@ -463,7 +463,7 @@ def test_nothing_to_show(tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     explorer = done("scenes", tmp_path / "bad.png")
     with pytest.raises(ValueError, match="there is nothing to show yet; image: .* is not a picture"):
-        explorer.view
+        _ = explorer.view
 
 
 def test_a_missing_file_is_refused_at_once(tmp_path, scene):

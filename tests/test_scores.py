@@ -129,7 +129,7 @@ def test_the_same_score_however_it_is_given(vit, scene):
 def test_maps_of_one_score_are_judged_as_they_are_alone(vit, scene):
     together = regularize(scene, vit, SCORES["two maps"], 5, seed=0, batch_size=2)
     for j, one in enumerate(together):
-        alone = regularize(scene, vit, Score(lambda vit, x: both(vit, x)[:, j], signed=True), 5, seed=0, batch_size=2)
+        alone = regularize(scene, vit, Score(lambda vit, x, j=j: both(vit, x)[:, j], signed=True), 5, seed=0, batch_size=2)
         for name in ("z", "z0", "p", "q", "lfdr", "pi0"):
             np.testing.assert_array_equal(getattr(one.sig, name), getattr(alone.sig, name))
         for name, map in alone.maps.items():
@@ -169,7 +169,7 @@ def test_metrics_of_signed_maps_are_those_of_their_sizes(vit, scene):
     inside = coverage(square_mask(vit.img_size, seed=0), vit.grid)
     res = regularize(scene, vit, SCORES["signed"], 5, seed=0)
     before, after = [], []
-    for name, map in res.maps.items():
+    for map in res.maps.values():
         one, size = (roi_metrics(*values, inside) for values in ((map, res.scores), (np.abs(map), np.abs(res.scores))))
         assert one == size and 0 <= one["percentile"] <= 100 and 0 <= one["specificity"] <= 1 + 1e-6
         assert attention_share(map, inside) == attention_share(np.abs(map), inside)

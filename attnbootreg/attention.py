@@ -10,6 +10,8 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def _several(value: object) -> tuple:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
-def _check_head(head: object) -> int | str:
+def _check_head(head: Any) -> int | str:
     if head in ("mean", "max"):
         return head
     try:
@@ -35,11 +37,12 @@ def _check_head(head: object) -> int | str:
         raise ValueError(f"heads: {head!r} is not 'mean', 'max', the number of a head or several of these, or 'each' alone") from None
 
 
-def _check_query(query: object) -> str | tuple[int, int]:
+def _check_query(query: Any) -> str | tuple[int, int]:
     if isinstance(query, str) and re.fullmatch(r"cls|dist|mean|pool|register:\d+", query):
         return query
     if isinstance(query, (tuple, list)) and len(query) == 2:
-        return tuple(check_index(place, "query") for place in query)
+        row, column = (check_index(place, "query") for place in query)
+        return row, column
     raise ValueError(f"query: {query!r} is not 'cls', 'mean', 'pool', 'register:0' or a patch (row, column)")
 
 # %% ../nbs/08_attention.ipynb #211ee309
@@ -89,7 +92,7 @@ class Attention:
             if not -vit.layers <= layer < vit.layers:
                 raise ValueError(f"layer: {layer} is not a block of {vit.name}; use {-vit.layers} to {vit.layers - 1}")
         for head in self._heads(vit):
-            if head not in ("mean", "max") and not 0 <= head < vit.heads:
+            if isinstance(head, int) and not 0 <= head < vit.heads:
                 raise ValueError(f"heads: {head} is not a head of {vit.name}; use 0 to {vit.heads - 1}")
         if isinstance(self.query, tuple):
             if not all(0 <= place < length for place, length in zip(self.query, vit.grid)):
@@ -146,7 +149,7 @@ def _row(call: AttentionCall, vit: ViT, query: str | tuple[int, int]) -> Tensor:
     n, first = vit.grid[0] * vit.grid[1], vit.prefix
     if query == "mean":
         parts = [slice(start, min(start + ROWS, first + n)) for start in range(first, first + n, ROWS)]
-        return sum(call.rows(part)[..., -n:].sum(2) for part in parts) / n
+        return reduce(torch.add, (call.rows(part)[..., -n:].sum(2) for part in parts)) / n
     if isinstance(query, tuple):
         token = first + query[0] * vit.grid[1] + query[1]
     else:

@@ -100,7 +100,7 @@ def _phase(x: Tensor, inside: Tensor | None) -> Draw:
     return draw
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., Draw]] = {
     "uniform": _uniform, "normal": _normal, "gaussian_color": _gaussian_color, "pixel": _pixel, "phase": _phase, "patch": _patch, "block": _block,
 }  # fmt: skip
 
@@ -247,7 +247,7 @@ class Null:
         _check_kind(self.kind, self.width)
         if isinstance(self.n, str) and self.n != "auto":
             raise ValueError(f"n: must be a whole number of at least 1, 'auto' or None, got {self.n!r}")
-        if self.n is not None and self.n != "auto":
+        if self.n is not None and not isinstance(self.n, str):
             object.__setattr__(self, "n", check_count(self.n, "n"))
         object.__setattr__(self, "n_max", check_count(self.n_max, "n_max", AUTO_STEP))
         object.__setattr__(self, "width", float(self.width))
@@ -400,13 +400,15 @@ class Null:
 # %% ../nbs/09_bootstrap.ipynb #0f16395a
 def _most(null: Null) -> int:
     "How many null images there can be."
-    return null.n_max if null.n == "auto" else null.resolved(AUTO_STEP).n
+    if isinstance(null.n, str):  # "auto"
+        return null.n_max
+    return AUTO_STEP if null.n is None else null.n
 
 
 def _batch_size(batch_size: int | str, null: Null, score: ScoreMap, vit: ViT) -> int:
     "A number; nothing has to be counted for a single null image."
     size = check_batch_size(batch_size)
-    return (fitting_batch(score, vit) if _most(null) > 1 else 1) if size == "auto" else size
+    return (fitting_batch(score, vit) if _most(null) > 1 else 1) if isinstance(size, str) else size
 
 
 def _batches(null: Null, size: int) -> Iterator[tuple[int, int]]:
@@ -445,6 +447,6 @@ def as_null(
         raise TypeError(f"null: expected Null(...), got the class {null.__name__}; make one: {null.__name__}()")
     if isinstance(null, str) or callable(null):
         return Null(null)
-    if not hasattr(null, "scores"):
+    if isinstance(null, bool) or not hasattr(null, "scores"):
         raise TypeError(f"null: expected Null(...), the name of a kind, or a number of null images, got {type(null).__name__}")
     return null

@@ -13,15 +13,27 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from importlib.util import find_spec
 from itertools import chain, count, product
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from tqdm import tqdm
 from typer.models import OptionInfo
+
+if TYPE_CHECKING:  # imported by the commands that need them, so that --help is there at once
+    import pandas as pd
+
+    from attnbootreg.bootstrap import Null
+    from attnbootreg.loading import ViT
+    from attnbootreg.method import Regularized
+    from attnbootreg.recipes import Cuts, Recipe
+    from attnbootreg.scores import ScoreMap
+
+    _Settings = tuple[ViT, ScoreMap, Null, Recipe, Cuts]  # as `regularize` takes them
 
 # %% ../nbs/27_cli.ipynb #e0e78dcb
 app = typer.Typer(no_args_is_help=True)
@@ -43,17 +55,19 @@ def _main(
     "Attention maps of vision transformers without the noise."
 
 # %% ../nbs/27_cli.ipynb #f2cee53e
-def _choice(name: str, *values: str) -> type[Enum]:
-    "Texts to choose from, as typer takes them."
-    return Enum(name, {value: value for value in values}, type=str)
-
-
-Kinds = _choice("Kinds", "uniform", "normal", "gaussian_color", "pixel", "phase", "patch", "block")
-Recipes = _choice("Recipes", "calibrated", "paper", "released")
-Standardizations = _choice("Standardizations", "pooled", "position")
-Noises = _choice("Noises", "square", "diffuse")
-Engines = _choice("Engines", "local", "ray")
-Dtypes = _choice("Dtypes", "float32", "bfloat16")
+Kinds = Enum(
+    "Kinds",
+    {
+        "uniform": "uniform", "normal": "normal", "gaussian_color": "gaussian_color", "pixel": "pixel", "phase": "phase",
+        "patch": "patch", "block": "block",
+    },
+    type=str,
+)  # fmt: skip
+Recipes = Enum("Recipes", {"calibrated": "calibrated", "paper": "paper", "released": "released"}, type=str)
+Standardizations = Enum("Standardizations", {"pooled": "pooled", "position": "position"}, type=str)
+Noises = Enum("Noises", {"square": "square", "diffuse": "diffuse"}, type=str)
+Engines = Enum("Engines", {"local": "local", "ray": "ray"}, type=str)
+Dtypes = Enum("Dtypes", {"float32": "float32", "bfloat16": "bfloat16"}, type=str)
 
 # %% ../nbs/27_cli.ipynb #e7683d6c
 _MODEL, _SCORE, _NULL, _CUTS = (dict(rich_help_panel=name) for name in ("Model", "Score", "Null images", "Statistics and thresholds"))
@@ -99,7 +113,10 @@ Lfdr = Annotated[float | None, typer.Option(help="The map lfdr keeps local rates
 Z = Annotated[float | None, typer.Option("--z", help="All maps drop scores with z below this.", show_default="0.0", **_CUTS)]
 
 # %% ../nbs/27_cli.ipynb #24060d89
-def _given(**values: object) -> dict:
+_T = TypeVar("_T")
+
+
+def _given(**values: object) -> dict[str, Any]:
     "The values that are there."
     return {name: value for name, value in values.items() if value is not None}
 
@@ -120,12 +137,17 @@ def _parts(text: str) -> str | int | tuple[str | int, ...]:
     return parts if len(parts) > 1 else parts[0]
 
 
+def _each(values: Sequence[_T] | None) -> Sequence[_T | None]:
+    "The values of an option that may be repeated; None, once, where it was left out."
+    return values or [None]
+
+
 def _several(values: list) -> object:
     "A list of one as its element, another as a tuple."
     return values[0] if len(values) == 1 else tuple(values)
 
 # %% ../nbs/27_cli.ipynb #ba8ed0e5
-def _score(name: str | None, layer: list[int] | None, heads: str | None, query: str | None) -> object:
+def _score(name: str | None, layer: list[int] | None, heads: str | None, query: str | None) -> "ScoreMap":
     "The score that is judged."
     from attnbootreg.attention import Attention
     from attnbootreg.scores import import_score
@@ -144,14 +166,14 @@ def _score(name: str | None, layer: list[int] | None, heads: str | None, query: 
         raise ValueError(f"score: {name}: {text}") from error
 
 # %% ../nbs/27_cli.ipynb #a5539318
-def _null(kind: str, n: str | None, n_max: int | None, width: float | None) -> object:
+def _null(kind: str, n: str | None, n_max: int | None, width: float | None) -> "Null":
     "The null images."
     from attnbootreg.bootstrap import Null
 
     return Null(kind, **_given(n=int(n) if n and n.isdigit() else n, n_max=n_max, width=width))
 
 
-def _recipe(name: str, standardize: Standardizations | None) -> object:
+def _recipe(name: str, standardize: Standardizations | None) -> "Recipe":
     "The statistical choices."
     from dataclasses import replace
 
@@ -160,14 +182,14 @@ def _recipe(name: str, standardize: Standardizations | None) -> object:
     return replace(as_recipe(name), **_given(standardize=standardize and standardize.value))
 
 
-def _cuts(p: float | None, q: float | None, lfdr: float | None, z: float | None) -> object:
+def _cuts(p: float | None, q: float | None, lfdr: float | None, z: float | None) -> "Cuts":
     "The thresholds."
     from attnbootreg.recipes import Cuts
 
     return Cuts(**_given(p=p, q=q, lfdr=lfdr, z=z))
 
 # %% ../nbs/27_cli.ipynb #b9d2667e
-def _checked(vit: object, score: object, null: object, recipe: object, cuts: object) -> tuple:
+def _checked(vit: "ViT", score: "ScoreMap", null: "Null", recipe: "Recipe", cuts: "Cuts") -> "_Settings":
     "The same, which `regularize` takes in this order. Raises `ValueError` where they do not go together."
     from attnbootreg.method import check_null
     from attnbootreg.scores import as_score
@@ -230,7 +252,7 @@ def _as_typed(text: str) -> str:
     "A message about the field n_max as one about the option --n-max; what is no option stays."
     field, _, rest = text.partition(":")
     name = _TYPED.get(field, field)
-    parameters = (inspect.signature(command.callback).parameters for command in app.registered_commands)
+    parameters = (inspect.signature(command.callback).parameters for command in app.registered_commands if command.callback)
     options = {name for each in parameters for name, one in each.items() if isinstance(one.annotation.__metadata__[0], OptionInfo)}
     return f"--{name.replace('_', '-')}:{rest}" if name in options else text
 
@@ -249,18 +271,23 @@ def _tell(text: str, card: object, as_json: bool, quiet: bool) -> None:
         tqdm.write(text, file=sys.stdout)  # above a progress bar, where there is one
 
 # %% ../nbs/27_cli.ipynb #ca8915fb
-def _tested(result: object) -> int:
+def _one(result: "Regularized | list[Regularized]") -> "Regularized":
+    "What `regularize` gives for one picture; it gives a list for many."
+    return result  # type: ignore[return-value]
+
+
+def _tested(result: "Regularized") -> int:
     "How many patches of a single map were tested."
     return int(result.sig.tested.sum())
 
 
-def _line(result: object) -> str:
+def _line(result: "Regularized") -> str:
     "What a single map keeps."
     kept = int((result.maps["p"] != 0).sum())
     return f"{kept} of {_tested(result)} patches at p <= {result.cuts.p:g}, pi0 {result.sig.pi0:.2f}"
 
 
-def _report(result: object, files: list[Path]) -> str:
+def _report(result: "Regularized", files: list[Path]) -> str:
     "What was kept, and where it was written; a line for each map."
     image, picture = result.settings["image"], files[-1]
     if not result.labels:
@@ -269,7 +296,7 @@ def _report(result: object, files: list[Path]) -> str:
     return "\n".join([f"{image}: {len(result)} maps -> {picture}", *lines])
 
 
-def _card(result: object, files: list[Path], shares: list[dict] | None = None) -> dict:
+def _card(result: "Regularized", files: list[Path], shares: list[dict] | None = None) -> dict:
     "A result as plain data; shares: for each map, the share of it that lies in known places."
     cards = []
     for i, one in enumerate(result if result.labels else [result]):
@@ -331,7 +358,9 @@ def _regularize(
         raise typer.Exit(1)
 
 # %% ../nbs/27_cli.ipynb #924879d4
-def _regularize_all(pictures: list[tuple[Path, Path | None, str]], out: Path, how: tuple, seed: int, as_json: bool, quiet: bool) -> int:
+def _regularize_all(
+    pictures: list[tuple[Path, Path | None, str]], out: Path, how: "_Settings", seed: int, as_json: bool, quiet: bool
+) -> int:
     "Regularize and save each picture; returns how many could not be done."
     from attnbootreg.loading import Masked
     from attnbootreg.method import regularize
@@ -341,7 +370,7 @@ def _regularize_all(pictures: list[tuple[Path, Path | None, str]], out: Path, ho
     bar = tqdm(pictures, desc="regularize", unit="image", disable=True if quiet or single else None)
     for i, (image, mask, name) in enumerate(bar):
         try:
-            result = regularize(image if mask is None else Masked(image, mask), *how, seed=seed + i, progress=alone)
+            result = _one(regularize(image if mask is None else Masked(image, mask), *how, seed=seed + i, progress=alone))
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             where = "" if str(image) in str(error) else f"{image}: "
             tqdm.write(f"attnbootreg: {where}{_as_typed(str(error))}", file=sys.stderr)
@@ -358,7 +387,7 @@ def _regularize_all(pictures: list[tuple[Path, Path | None, str]], out: Path, ho
 NoiseKind = Annotated[Noises, typer.Option("--noise", help="A square of noise, or clouds.")]
 
 
-def _with_shares(result: object, masks: dict) -> object:
+def _with_shares(result: "Regularized", masks: dict) -> "pd.DataFrame":
     "The summary of a single map, with the share of it that lies in each mask."
     from attnbootreg.metrics import attention_share
     from attnbootreg.simulation import coverage
@@ -370,7 +399,7 @@ def _with_shares(result: object, masks: dict) -> object:
     return table
 
 
-def _tell_simulated(title: str, result: object, files: list[Path], masks: dict, as_json: bool, quiet: bool) -> None:
+def _tell_simulated(title: str, result: "Regularized", files: list[Path], masks: dict, as_json: bool, quiet: bool) -> None:
     "What became of the scores in each mask, map by map."
     text, shares, percent = [title, ""], [], "{:.1%}".format
     for label, one in zip(result.labels or [""], result if result.labels else [result]):
@@ -425,7 +454,7 @@ def _simulate(
         vit = loading.load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         how, mask = _checked(vit, *objects), where.mask(vit.img_size, seed)
         noisy = loading.to_pixels(inject_noise(loading.load_image(image, vit), mask, seed), vit)
-        result = regularize(noisy, *how, seed=seed, progress=sys.stderr.isatty() and not quiet)
+        result = _one(regularize(noisy, *how, seed=seed, progress=sys.stderr.isatty() and not quiet))
         result.settings["image"] = f"{image} with noise"
         files = result.save(out / f"{image.stem}.png")
     except (ValueError, TypeError, OSError) as error:
@@ -435,21 +464,21 @@ def _simulate(
     _tell_simulated(title, result, files, dict(on_noise=mask), as_json, quiet)
 
 # %% ../nbs/27_cli.ipynb #25afff25
-def _study_nulls(kinds: list[Kinds], widths: list[float] | None, numbers: list[str] | None) -> tuple:
+def _study_nulls(kinds: list[Kinds], widths: list[float] | None, numbers: list[str] | None) -> tuple["Null", ...]:
     "All kinds of null images; widths are those of the kind normal, where that is one of them."
     normal = Kinds.normal in kinds
     nulls = [
         _null(kind.value, n, None, width)
         for kind in kinds
-        for width in ((widths or [None]) if kind is Kinds.normal or not normal else [None])
-        for n in numbers or [None]
+        for width in (_each(widths) if kind is Kinds.normal or not normal else [None])
+        for n in _each(numbers)
     ]
     return tuple(nulls)
 
 
-def _study_cuts(ps: list[float] | None, q: float | None, lfdr: float | None, z: float | None) -> tuple:
+def _study_cuts(ps: list[float] | None, q: float | None, lfdr: float | None, z: float | None) -> tuple["Cuts", ...]:
     "Thresholds: each p is that of lfdr too, unless lfdr has its own."
-    return tuple(_cuts(p, q, p if lfdr is None else lfdr, z) for p in ps or [None])
+    return tuple(_cuts(p, q, p if lfdr is None else lfdr, z) for p in _each(ps))
 
 # %% ../nbs/27_cli.ipynb #24befe2e
 @app.command("study")
@@ -506,7 +535,7 @@ def _study(
 
     try:
         plan = Study(
-            noise=tuple(Noise(*one) for one in product([kind.value for kind in noise], side or [None])),
+            noise=tuple(Noise(*one) for one in product([kind.value for kind in noise], _each(side))),
             score=_score(score, layer, heads, query),
             null=_study_nulls(null, width, n),
             recipe=tuple(_recipe(one.value, standardize) for one in recipe),
@@ -531,7 +560,7 @@ def _tell_study(out: Path, as_json: bool, quiet: bool) -> None:
     for one in rows[rows["error"].notna()].head(5).itertuples():
         typer.echo(f"attnbootreg: {one.image}: {one.error}", err=True)
     total = fine["seconds"].sum()
-    card = dict(
+    card: dict[str, Any] = dict(
         out=out, images=int(rows["image"].nunique() - failed), errors=int(failed), rows=len(fine),
         images_a_second=float(fine["image"].nunique() / total) if len(fine) else None,
         share_in_the_model=float(fine["seconds_forward"].sum() / total) if len(fine) else None,
@@ -579,8 +608,9 @@ def _demo(
     try:
         _check_targets(out, ["scene"], [])
         vit, scene = load_vit(), make_scenes(1, seed)
-        noise = Noise().mask(vit.img_size, seed, scene.masks[0])
-        result = regularize(inject_noise(scene.images[0], noise, seed).clamp(0, 1), vit, seed=0, progress=sys.stderr.isatty() and not quiet)
+        noise = Noise().mask(vit.img_size, seed, scene.masks[0].numpy())
+        noisy = inject_noise(scene.images[0], noise, seed).clamp(0, 1)
+        result = _one(regularize(noisy, vit, seed=0, progress=sys.stderr.isatty() and not quiet))
         result.settings["image"] = "scene with noise"
         files = result.save(out / "scene")
     except (ValueError, OSError) as error:
@@ -661,11 +691,11 @@ def _write_explorer(out: Path, images: list[Path], model: str, img_size: int | t
     if out.exists():
         raise ValueError(f"out: {str(out)!r} is there already; open it with `jupyter lab {out}`, or choose another name")
     folder = out.parent.resolve()  # where the notebook will run; pictures below it are named from there
-    names = [image.resolve() for image in images]
-    names = [str(name.relative_to(folder) if name.is_relative_to(folder) else name) for name in names]
+    whole = [image.resolve() for image in images]
+    names = [str(name.relative_to(folder) if name.is_relative_to(folder) else name) for name in whole]
     vit = f"load_vit({model!r}{'' if img_size is None else f', img_size={img_size}'})"
     code = _EXPLORE.format(vit=vit, images=f", {names}" if names else "")
-    cell = {"cell_type": "code", "id": "explorer", "execution_count": None, "metadata": {}, "outputs": [], "source": code}
+    cell: dict[str, Any] = {"cell_type": "code", "id": "explorer", "execution_count": None, "metadata": {}, "outputs": [], "source": code}
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     write_beside({out: lambda file: file.write(json.dumps(notebook, indent=1).encode())})

@@ -97,7 +97,7 @@ def _histogram(title: str, values: np.ndarray, edges: np.ndarray, marks: list[fl
 
 
 def _titles(res: Regularized) -> dict[str, str]:
-    return map_titles(res.cuts, res.sig.pi0, res.sig.recipe.tail == "both")
+    return map_titles(res.cuts, float(res.sig.pi0), res.sig.recipe.tail == "both")
 
 
 def histograms(
@@ -220,7 +220,7 @@ def _choices(lab: Lab, view: View) -> dict[str, widgets.Widget]:
         "layer": _list("layer", [("last", -1)], "The block whose attention is read"),
         "map": _list("head", [("mean of heads", -1)], "The head, or the map of a score with several, that is shown"),
         "kind": _list("null", KINDS, "How null images are made"),
-        "n": _number(widgets.BoundedIntText, "B", null.n, 1, max(MOST_NULL_IMAGES, null.n), "How many null images"),
+        "n": _number(widgets.BoundedIntText, "B", view.run.n, 1, max(MOST_NULL_IMAGES, view.run.n), "How many null images"),
         "width": _number(
             widgets.BoundedFloatText, "width", null.width, 0.01, 100, "For normal null images: standard deviations of the image", step=0.1
         ),
@@ -245,6 +245,11 @@ def _thresholds(view: View) -> dict[str, widgets.Widget]:
 NOTHING = [("–", -1)]  # the options of a list in which there is nothing to choose
 
 
+def _layer(score: ScoreMap) -> int | None:
+    "The block that is read, where it can be chosen."
+    return score.layer if isinstance(score, Attention) and isinstance(score.layer, int) and score.query != "pool" else None
+
+
 def layer_options(
     score: ScoreMap,
     vit: ViT | str,
@@ -263,7 +268,7 @@ def layer_options(
     list[tuple[str, int]]
         Labels and values; -1 is the last.
     """
-    if not isinstance(score, Attention) or not isinstance(score.layer, int) or score.query == "pool":
+    if _layer(score) is None:
         return NOTHING
     if isinstance(vit, str):
         return [("last", -1)]
@@ -287,12 +292,12 @@ def layer_value(
     -------
     int
     """
-    if layer_options(score, vit) == NOTHING:
+    layer = _layer(score)
+    if layer is None:
         return -1
-    if isinstance(vit, str) or not -vit.layers <= score.layer < vit.layers:
-        return score.layer
-    layer = score.layer % vit.layers
-    return -1 if layer == vit.layers - 1 else layer
+    if isinstance(vit, str) or not -vit.layers <= layer < vit.layers:
+        return layer
+    return -1 if layer % vit.layers == vit.layers - 1 else layer % vit.layers
 
 
 def map_options(

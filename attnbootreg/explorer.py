@@ -13,11 +13,11 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .attention import Attention
 from .batches import check_batch_size
-from .bootstrap import Bootstrap, Null, NullScores, as_null
+from .bootstrap import Null, NullScores, as_null
 from .checks import check_count, check_flag, check_positive, fresh_seed
 from .files import name_of, plain
 from .loading import Loaded, Masked, Picturelike, ViT, load_image, load_mask, load_picture, load_vit, to_pixels
@@ -41,7 +41,7 @@ from .simulation import inject_noise, square_mask
 # %% ../nbs/24_explorer.ipynb #7f308f1f
 def one_attention(
     score: ScoreMap,
-) -> bool:
+) -> TypeGuard[Attention]:
     """Whether this is attention with a single map: one pass then gives the maps of all heads too.
 
     Parameters
@@ -51,7 +51,8 @@ def one_attention(
 
     Returns
     -------
-    bool
+    TypeGuard[Attention]
+        True or False.
     """
     return isinstance(score, Attention) and isinstance(score.layer, int) and score.heads != "each" and isinstance(score.heads, (int, str))
 
@@ -66,10 +67,10 @@ class Run:
         A name among the images.
     model : str
         A name among the models.
-    score : ScoreMap | Callable[[ViT, Tensor], Tensor], default Attention()
-        What is judged, as for `regularize`.
-    null : Null | str | int | Bootstrap, default Null(n=20)
-        What it is compared with, as for `regularize`; without a number, 20 null images.
+    score : ScoreMap, default Attention()
+        What is judged; what `regularize` takes is made one.
+    null : Null, default Null(n=20)
+        What it is compared with; what `regularize` takes is made one. Without a number, 20 null images.
     seed : int, default 0
         Of the null images and of the noise square.
     square : tuple[int, int, int] | None, default None
@@ -78,8 +79,8 @@ class Run:
 
     image: str
     model: str
-    score: ScoreMap | Callable[[ViT, Tensor], Tensor] = Attention()
-    null: Null | str | int | Bootstrap = Null(n=20)
+    score: ScoreMap = Attention()
+    null: Null = Null(n=20)
     seed: int = 0
     square: tuple[int, int, int] | None = None
 
@@ -98,6 +99,17 @@ class Run:
                 raise ValueError(f"square: expected top, left and side, got {self.square!r}")
             square = tuple(check_count(value, "square", least) for value, least in zip(self.square, (0, 0, 1)))
             object.__setattr__(self, "square", square)
+
+    @property
+    def n(self) -> int:
+        "How many null images."
+        return _count(self.null)
+
+
+def _count(null: Null) -> int:
+    if not isinstance(null.n, int):
+        raise ValueError(f"n: expected a number of null images, got {null.n!r}")
+    return null.n
 
 # %% ../nbs/24_explorer.ipynb #81ec09b3
 @dataclass(frozen=True)
@@ -137,13 +149,13 @@ class View:
     @property
     def score(self) -> ScoreMap:
         "The score that is shown: for a head, attention with that head."
-        is_head = self.map is not None and one_attention(self.run.score)
-        return replace(self.run.score, heads=self.map) if is_head else self.run.score
+        score = self.run.score
+        return replace(score, heads=self.map) if self.map is not None and one_attention(score) else score
 
 # %% ../nbs/24_explorer.ipynb #280550d2
 def changed(
     view: View,
-    **changes: object,
+    **changes: Any,
 ) -> View:
     """The view with other choices. Raises `TypeError` for a name that none of its objects has, and what the objects raise.
 
@@ -151,14 +163,14 @@ def changed(
     ----------
     view : View
         That is changed.
-    **changes : object
+    **changes : Any
         Fields of `View` and `Run`, or of the cuts, the null and the score in them.
 
     Returns
     -------
     View
     """
-    objects = {"cuts": view.cuts, "null": view.run.null, "score": view.run.score}
+    objects: dict[str, Any] = {"cuts": view.cuts, "null": view.run.null, "score": view.run.score}
     objects |= {name: changes.pop(name) for name in objects if name in changes}
     objects = {"cuts": check_cuts(objects["cuts"]), "null": as_null(objects["null"]), "score": as_score(objects["score"])}
     if objects["score"] != view.run.score or "heads" in changes:
@@ -224,7 +236,11 @@ def with_heads(
     -------
     ScoreMap
     """
-    return replace(score, heads=(score.heads, *range(vit.heads))) if one_attention(score) else score
+    return _all_heads(score, vit) if one_attention(score) else score
+
+
+def _all_heads(score: Attention, vit: ViT) -> Attention:
+    return replace(score, heads=(score.heads, *range(vit.heads)))  # type: ignore[arg-type]  # one of them
 
 
 def _maps_first(maps: np.ndarray) -> np.ndarray:
@@ -270,36 +286,41 @@ def score_run(
     score = with_heads(as_score(score, vit), vit)
     null.check(vit)
     tested = null.tested(vit, picture.mask)
-    tell(0, null.n)
+    n = _count(null)
+    tell(0, n)
     observed = score_maps(score, vit, picture.x[None].to(vit.device)).cpu().numpy()
     labels = map_labels(score, vit, observed.shape[1]) if observed.ndim == 4 else ()
     observed, done = _maps_first(observed)[:, 0], 0
-    values = np.empty((len(observed), null.n, *vit.grid), np.float32)
+    values = np.empty((len(observed), n, *vit.grid), np.float32)
     draws = null.draws(picture.x, vit, score, mask=picture.mask, seed=seed, batch_size=batch_size)
-    while done < null.n:
+    while done < n:
         if stop():
             raise Cancelled
         part = _maps_first(next(draws))
         values[:, done : done + part.shape[1]] = part
         done += part.shape[1]
-        tell(done, null.n)
+        tell(done, n)
     return Scored(picture.pixels, observed, values, tested, labels)
 
 # %% ../nbs/24_explorer.ipynb #ff1b0997
-class Recent:
+_V = TypeVar("_V")
+
+
+class Recent(Generic[_V]):
     "The results asked for last, as many as fit into so many bytes; the newest stays in any case."
 
     def __init__(self, budget: int):  # budget: bytes
-        self.budget, self._kept, self._lock = budget, OrderedDict(), threading.Lock()
+        self.budget, self._lock = budget, threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[_V, int]] = OrderedDict()
 
-    def get(self, key: object) -> object | None:
+    def get(self, key: Hashable) -> _V | None:
         "What was kept under the key, or None."
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-            return self._kept.get(key, (None, 0))[0]
+            return self._kept[key][0] if key in self._kept else None
 
-    def put(self, key: object, value: object, nbytes: int) -> None:
+    def put(self, key: Hashable, value: _V, nbytes: int) -> None:
         "Keep a value, and forget the oldest ones that fit no longer."
         with self._lock:
             self._kept.pop(key, None)
@@ -320,7 +341,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
     return free
 
 
-def _named(items: object, argument: str, name: Callable[[int, object], str]) -> dict[str, object]:
+def _named(items: object, argument: str, name: Callable[[int, Any], str]) -> dict[str, Any]:
     "A dictionary as it is; a list with names, numbered where two are the same."
     if not isinstance(items, Iterable):
         raise TypeError(f"{argument}: expected one, a list, or a dictionary by names, not {type(items).__name__}")
@@ -335,7 +356,7 @@ def _named(items: object, argument: str, name: Callable[[int, object], str]) -> 
     return named
 
 # %% ../nbs/24_explorer.ipynb #803c221f
-def _is_path(image: object) -> bool:
+def _is_path(image: object) -> TypeGuard[str | os.PathLike]:
     return isinstance(image, (str, os.PathLike))
 
 
@@ -415,7 +436,7 @@ def decode(
         path = Path(folder) / name
         path.write_bytes(content)
         try:
-            load_image(path, _AnySize)
+            load_image(path, _AnySize)  # type: ignore[arg-type]
             with Image.open(path) as image:
                 image.load()
                 return image
@@ -441,8 +462,8 @@ def noise_mask(
     np.ndarray
         (H, W) bool.
     """
-    *place, side = square
-    return square_mask(vit.img_size, side, at=[tuple(place)])
+    top, left, side = square
+    return square_mask(vit.img_size, side, at=[(top, left)])
 
 
 def with_noise(
@@ -469,6 +490,7 @@ def with_noise(
     np.ndarray | Masked
         (H, W, 3) uint8, masked as the image was.
     """
+    assert run.square is not None
     noisy = to_pixels(inject_noise(load_image(image, vit, crop), noise_mask(vit, run.square), run.seed), vit)
     inside = load_mask(image, vit, crop)
     return noisy if inside is None else Masked(noisy, pixels_of(torch.from_numpy(inside), vit.patch_size).numpy())
@@ -502,9 +524,10 @@ class Collection:
         with self._loading:
             if name not in self.models:
                 raise ValueError(f"model: there is no {name!r} here; choose from {', '.join(self.models)}")
-            if isinstance(self.models[name], str):
-                self.models[name] = load_vit(self.models[name])
-            return self.models[name]
+            vit = self.models[name]
+            if isinstance(vit, str):
+                vit = self.models[name] = load_vit(vit)
+            return vit
 
     def add(self, name: str, content: bytes) -> str:
         """Add a picture that comes as the bytes of a file. Raises `ValueError` if it is none.
@@ -585,7 +608,7 @@ def _judge(lab: "Lab", view: View) -> Regularized:
     run, scored, vit = view.run, lab.score(view.run), lab.vit(view.run.model)
     place, score, image = place_of(view, len(scored.scores)), view.score, lab.images[run.image]
     name = os.fspath(image) if _is_path(image) and run.square is None else run.image + " with noise" * bool(run.square)
-    more = {} if one_attention(score) or not scored.labels else {"map": scored.labels[place]}
+    more: dict[str, object] = {} if one_attention(score) or not scored.labels else {"map": scored.labels[place]}
     more |= {} if run.square is None else {"square": run.square}
     settings = settings_of(name, vit, score, run.null, (), seed=run.seed, crop=lab.crop, **more)
     null = NullScores(scored.null[place].copy())  # a part that does not keep the whole in memory
@@ -622,7 +645,9 @@ class Lab(Collection):
         super().__init__(vits, images, crop)
         self.batch_size = check_batch_size(batch_size)
         budget = int(check_positive(cache_mb, "cache_mb") * 1e6)
-        self._scored, self._judged, self._labels = Recent(budget), Recent(budget), {}
+        self._scored: Recent[Scored] = Recent(budget)
+        self._judged: Recent[tuple[Regularized, tuple[str, ...]]] = Recent(budget)
+        self._labels: dict[tuple[str, ScoreMap], tuple[str, ...]] = {}
 
     def known(self, run: Run) -> bool:
         "Whether the scores of a run are there already."
@@ -662,7 +687,7 @@ class Lab(Collection):
         "Names of the maps that a run gives, as far as they are known; none for a single one."
         vit = self.models.get(run.model)
         if one_attention(run.score) and isinstance(vit, ViT):
-            return with_heads(run.score, vit).labels(vit)
+            return _all_heads(run.score, vit).labels(vit)
         return self._labels.get((run.model, run.score), ())
 
     def judged(self, view: View) -> tuple[Regularized, tuple[str, ...]]:
@@ -737,7 +762,7 @@ def _assign(name: str, end: str, function: str, *positional: str, **named: str) 
 
 def _filled(arguments: Iterable[str]) -> list[str]:
     "Lines of arguments, as many in a line as fit."
-    lines = []
+    lines: list[str] = []
     for argument in arguments:
         if lines and len(lines[-1]) + len(argument) + 2 <= WIDTH:
             lines[-1] += f" {argument},"
@@ -746,12 +771,12 @@ def _filled(arguments: Iterable[str]) -> list[str]:
     return lines
 
 
-def _changed_fields(item: object) -> dict[str, str]:
+def _changed_fields(item: Any) -> dict[str, str]:
     "The fields of a dataclass that differ from their defaults, as code."
     return {field.name: repr(getattr(item, field.name)) for field in fields(item) if getattr(item, field.name) != field.default}
 
 
-def _import_of(item: object) -> str | None:
+def _import_of(item: Callable) -> str | None:
     "The line that imports a function or class by its name; None where no import finds it."
     module, _, name = name_of(item).partition(":")
     found = getattr(sys.modules.get(module), name, None)
@@ -784,8 +809,10 @@ def _null_code(null: Null) -> _Code:
     named, imports = _changed_fields(null), _ours("Null")
     if not isinstance(null.kind, str):  # a function of somebody's
         line = _import_of(null.kind)
-        named["kind"], imports = (None, ()) if line is None else (null.kind.__qualname__, (line, *imports))
-    return _Code("explorer.null") if null.keep is not None or None in named.values() else _Code(_call("Null", **named), imports)
+        if line is None:
+            return _Code("explorer.null")
+        named["kind"], imports = null.kind.__qualname__, (line, *imports)
+    return _Code("explorer.null") if null.keep is not None else _Code(_call("Null", **named), imports)
 
 
 def _recipe_code(recipe: Recipe | str) -> _Code:
@@ -825,7 +852,7 @@ def _image_code(lab: Lab, run: Run) -> tuple[str, list[str], tuple[str, ...]]:  
 
 def _import_lines(imports: Iterable[str]) -> list[str]:
     "A line for each module, this package's first."
-    names = {}
+    names: dict[str, set[str]] = {}
     for line in imports:
         module, _, name = line.removeprefix("from ").partition(" import ")
         names.setdefault(module, set()).add(name)

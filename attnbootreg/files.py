@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def name_of(
 
 def plain(
     value: object,
-) -> object:
+) -> Any:
     """A value as JSON knows it.
 
     Parameters
@@ -82,7 +82,7 @@ def plain(
 
     Returns
     -------
-    object
+    Any
         What `json.dumps` takes.
     """
     if is_dataclass(value) and not isinstance(value, type):

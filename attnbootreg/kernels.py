@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def _takes(*tensors: Tensor) -> bool:
     dtype = tensors[0].dtype
     return (
         not torch.is_grad_enabled()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and os.environ.get(SWITCH) != "torch"
         and all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in tensors)
         and dtype in onednn_dtypes()
@@ -145,7 +146,7 @@ def attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, by oneDNN where it can and is faster.
 
@@ -163,7 +164,7 @@ def attention(
         With dropout, PyTorch's kernel does it.
     is_causal : bool, default False
         With a causal mask, PyTorch's kernel does it.
-    **options : object
+    **options : Any
         Other options of PyTorch's function; with one, PyTorch's kernel does it.
 
     Returns

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -311,7 +311,7 @@ def _pick_dtype(dtype: str | torch.dtype | None, model: nn.Module, device: torch
     "The number format asked for; None keeps the model's own, or float32 where it computes in something else."
     own = next(model.parameters()).dtype
     dtype = (own if own in DTYPES.values() else torch.float32) if dtype is None else DTYPES.get(str(dtype), dtype)
-    if not any(dtype is one for one in DTYPES.values()):
+    if isinstance(dtype, str) or not any(dtype is one for one in DTYPES.values()):
         raise ValueError(f"dtype: {dtype!r} is not supported; use 'float32' or 'bfloat16'")
     if dtype == torch.bfloat16 and device.type == "cpu" and not has_instructions(dtype):
         warnings.warn(
@@ -375,7 +375,7 @@ def _set_img_size(model: VisionTransformer, img_size: int | tuple[int, int], pat
 
 def _check_model(model: nn.Module, name: str) -> None:
     "Raises `TypeError` unless the model cuts images into patches as we do."
-    patches = getattr(model, "patch_embed", None)
+    patches: Any = getattr(model, "patch_embed", None)
     if not all(hasattr(patches, field) for field in ("patch_size", "img_size", "proj")) or not hasattr(model, "num_prefix_tokens"):
         what = f"{name} is a {type(model).__name__}" if name != type(model).__name__ else f"this is a {name}"
         raise TypeError(f"model: {what}, not a timm VisionTransformer or a model of its form, in which all patches attend to each other")
@@ -383,7 +383,7 @@ def _check_model(model: nn.Module, name: str) -> None:
         raise TypeError(f"model: {name} does not cut images of three channels into plain patches; choose a model that does")
 
 # %% ../nbs/04_loading.ipynb #3a15bfbe
-def _prefix_tokens(model: nn.Module) -> tuple[str, ...]:
+def _prefix_tokens(model: VisionTransformer) -> tuple[str, ...]:
     "Names of the tokens before the patches, in order."
     names = [name for name in ("cls", "dist") if getattr(model, f"{name}_token", None) is not None]
     return (*names, *(f"register:{i}" for i in range(model.num_prefix_tokens - len(names))))
@@ -393,7 +393,7 @@ def _attention_layout(model: nn.Module, name: str, img_size: tuple[int, int], to
     "Layers, heads and pooling of the model; `TypeError` if its attention cannot be read."
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = True  # the same sums, in a call that can be heard, and without a matrix of all tokens by all tokens
+            module.fused_attn = True  # type: ignore[assignment]  # the same sums, in a call that can be heard, and without a matrix of all tokens by all tokens
     calls = attention_calls(model, img_size)
     blocks = [call for call in calls if call.within and call.key.shape[2] == tokens]
     if not blocks:
@@ -449,36 +449,37 @@ def load_vit(
     -------
     ViT
     """
-    card = {}
+    card: dict = {}
+    module: Any  # a VisionTransformer, or a model of its form
     check_flag(pretrained, "pretrained")
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint: expected the path of a file of weights, not {type(checkpoint).__name__}")
     model = os.fspath(model) if isinstance(model, os.PathLike) else getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if isinstance(model, nn.Module):
-        name, weights, model = type(model).__name__, "module", copy.deepcopy(model)
+        name, weights, module = type(model).__name__, "module", copy.deepcopy(model)
     elif not isinstance(model, str):
         raise TypeError(f"model: expected a name or an nn.Module, not {type(model).__name__}")
     elif embedded_file(model).exists():
-        name, weights, card, model = model, "embedded", embedded_card(model), _build_embedded(model)
+        name, weights, card, module = model, "embedded", embedded_card(model), _build_embedded(model)
     else:
         pretrained = pretrained and checkpoint is None
-        name, weights, model = model, "hub" if pretrained else "random", _build_timm(model, pretrained)
-    _check_model(model, name)
-    patch, classes = tuple(model.patch_embed.patch_size), getattr(model, "num_classes", 0)
+        name, weights, module = model, "hub" if pretrained else "random", _build_timm(model, pretrained)
+    _check_model(module, name)
+    patch, classes = tuple(module.patch_embed.patch_size), getattr(module, "num_classes", 0)
     if img_size is not None:
-        _set_img_size(model, img_size, patch)
+        _set_img_size(module, img_size, patch)
     if checkpoint is not None:
-        _load_checkpoint(model, Path(checkpoint))
+        _load_checkpoint(module, Path(checkpoint))
         weights = str(checkpoint)
-    model = model.eval().requires_grad_(False)
-    img_size = tuple(model.patch_embed.img_size)
-    tokens, patches = _prefix_tokens(model), (img_size[0] // patch[0]) * (img_size[1] // patch[1])
-    layout = _attention_layout(model, name, img_size, len(tokens) + patches)
-    card = {**(getattr(model, "pretrained_cfg", None) or {}), **card}
+    module = module.eval().requires_grad_(False)
+    img_size = tuple(module.patch_embed.img_size)
+    tokens, patches = _prefix_tokens(module), (img_size[0] // patch[0]) * (img_size[1] // patch[1])
+    layout = _attention_layout(module, name, img_size, len(tokens) + patches)
+    card = {**(getattr(module, "pretrained_cfg", None) or {}), **card}
     device = _pick_device(device)
-    dtype = _pick_dtype(dtype, model, device)
+    dtype = _pick_dtype(dtype, module, device)
     return ViT(
-        model=model.to(device, dtype),
+        model=module.to(device, dtype),
         name=name,
         img_size=img_size,
         patch_size=patch,
@@ -490,7 +491,7 @@ def load_vit(
         device=device,
         dtype=dtype,
         weights=weights,
-        classes=tuple(card.get("classes", ())) if getattr(model, "num_classes", 0) == classes else (),
+        classes=tuple(card.get("classes", ())) if getattr(module, "num_classes", 0) == classes else (),
     )
 
 # %% ../nbs/04_loading.ipynb #0745a621
@@ -619,7 +620,7 @@ def _open(source: Picturelike) -> list[Image.Image]:
 def _resized(channel: Image.Image, vit: ViT, crop: bool, resample: Image.Resampling) -> np.ndarray:
     "A channel in the size of the model's input, squashed or cut."
     (width, height), (H, W) = channel.size, vit.img_size
-    left = top = 0
+    left = top = 0.0
     if crop:
         side = min(width / W, height / H)  # picture pixels per input pixel
         left, top = max(0, (width - side * W) / 2), max(0, (height - side * H) / 2)
@@ -642,8 +643,8 @@ class Masked:
     mask: Picturelike
 
     def __post_init__(self):
-        mask = np.asarray(self.mask) if isinstance(self.mask, (np.ndarray, Tensor)) and np.asarray(self.mask).dtype == bool else None
-        mask = Image.fromarray(mask.astype(np.uint8) * 255) if mask is not None and mask.ndim == 2 else self.mask
+        flags = np.asarray(self.mask) if isinstance(self.mask, (np.ndarray, Tensor)) and np.asarray(self.mask).dtype == bool else None
+        mask = Image.fromarray(flags.astype(np.uint8) * 255) if flags is not None and flags.ndim == 2 else self.mask
         try:
             inside = np.any([np.asarray(channel) > 0 for channel in _open(mask)], 0)
         except (ValueError, TypeError, FileNotFoundError) as error:
@@ -656,7 +657,7 @@ class Masked:
         object.__setattr__(self, "mask", inside)
 
     def __repr__(self) -> str:
-        return f"Masked({_name_of_picture(self.image) or type(self.image).__name__}, {self.mask.mean():.0%} of its pixels)"
+        return f"Masked({_name_of_picture(self.image) or type(self.image).__name__}, {np.asarray(self.mask).mean():.0%} of its pixels)"
 
 
 def load_mask(
@@ -682,7 +683,7 @@ def load_mask(
     """
     if not isinstance(source, Masked):
         return None
-    inside = _resized(Image.fromarray(source.mask.astype(np.float32)), vit, crop, Image.Resampling.BOX)
+    inside = _resized(Image.fromarray(np.asarray(source.mask, np.float32)), vit, crop, Image.Resampling.BOX)
     (h, w), (ph, pw) = vit.grid, vit.patch_size
     patches = inside.reshape(h, ph, w, pw).mean((1, 3)) >= 0.5
     if patches.sum() < 2:

@@ -8,10 +8,10 @@ __all__ = ['ENDINGS', 'AUTO_UNDECIDED', 'Regularized', 'check_not_source', 'judg
 # %% ../nbs/17_method.ipynb #4431762e
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 from zipfile import BadZipFile
 
 import numpy as np
@@ -63,6 +63,10 @@ class Regularized:
     sig: Significance
     maps: dict[str, np.ndarray]
     settings: dict
+
+    if TYPE_CHECKING:  # `__getitem__` is enough to loop over the maps
+
+        def __iter__(self) -> Iterator["Regularized"]: ...
 
     @property
     def cuts(self) -> Cuts:
@@ -117,8 +121,8 @@ class Regularized:
         import pandas as pd
 
         if self.scores.ndim == 3:
-            rows = [{"pi0": one.sig.pi0, **{f"{name}_kept": _kept(map, one) for name, map in one.maps.items()}} for one in self]
-            return pd.DataFrame(rows, pd.Index(self.labels, name="map"))
+            several = [{"pi0": one.sig.pi0, **{f"{name}_kept": _kept(map, one) for name, map in one.maps.items()}} for one in self]
+            return pd.DataFrame(several, pd.Index(self.labels, name="map"))
         tested = int(self.sig.tested.sum())
         rows = {
             name: dict(patches=int((map != 0).sum()), patches_kept=(map != 0).sum() / tested, score_kept=_kept(map, self))
@@ -162,7 +166,7 @@ class Regularized:
             Open for writing.
         """
         sig = {name: getattr(self.sig, name) for name in _SIG}
-        maps = {f"map_{name}": map for name, map in self.maps.items()}
+        maps: dict[str, Any] = {f"map_{name}": map for name, map in self.maps.items()}
         np.savez_compressed(file, image=self.image, scores=self.scores, null=self.null.values, joint=self.null.joint, **sig, **maps)
 
     @classmethod
@@ -318,7 +322,7 @@ def judge(
     -------
     Regularized
     """
-    sig = significance(scores, null, recipe, tested)
+    sig = significance(scores, np.asarray(null), recipe, tested)
     settings = plain({**settings, "recipe": sig.recipe, "cuts": cuts})
     return Regularized(image, scores, null, sig, shrink_all(scores, sig, cuts), settings)
 
@@ -366,7 +370,7 @@ def settings_of(
 AUTO_UNDECIDED = 0.02  # share of the scores with which n="auto" stops
 
 
-def _is_many(image: object) -> bool:
+def _is_many(image: object) -> TypeGuard[Iterable]:
     "A list, tuple, generator, or an array or tensor with four axes."
     if isinstance(image, (np.ndarray, Tensor)):
         return image.ndim == 4
@@ -445,7 +449,7 @@ def regularize(
     )
     seed = fresh_seed(seed)
     if not _is_many(image):
-        return _regularize_one(image, plan, seed, progress)
+        return _regularize_one(image, plan, seed, progress)  # type: ignore[arg-type]  # not many
     images = list(image)
     for one in progress_bar(images, "checking", progress):
         load_picture(one, vit, crop)
@@ -475,7 +479,7 @@ def check_null(
     """
     null = null.resolved(recipe.n_null)
     null.check(vit)
-    if recipe.standardize == "position" and null.n != "auto" and null.n < MIN_NULL_IMAGES:
+    if recipe.standardize == "position" and isinstance(null.n, int) and null.n < MIN_NULL_IMAGES:
         raise ValueError(f"n: standardize='position' needs at least {MIN_NULL_IMAGES} null images, got {null.n}")
     return null
 

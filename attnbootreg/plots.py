@@ -222,8 +222,8 @@ def plot_curves(
     ax = picture.subplots()
     for i, (label, (x, y)) in enumerate(curves.items()):
         ax.plot(x, y, "--" if i == len(curves) - 1 > 0 else "-", label=label)
-    for label, (x, y) in (points or {}).items():
-        ax.plot(x, y, "o", label=label)
+    for label, point in (points or {}).items():
+        ax.plot(*point, "o", label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     picture.legend(loc="outside right upper", frameon=False, fontsize="small")
     ax.spines[["top", "right"]].set_visible(False)
@@ -403,7 +403,7 @@ def plot_regularized(
     axes[0].imshow(image)
     axes[0].set(title="image", xticks=[], yticks=[])
     tested, both_ends = sig.tested, sig.recipe.tail == "both"
-    titles, range, total = map_titles(cuts, sig.pi0, both_ends), _color_range([scores]), np.abs(scores[tested]).sum()
+    titles, range, total = map_titles(cuts, float(sig.pi0), both_ends), _color_range([scores]), np.abs(scores[tested]).sum()
     for ax, (name, map) in zip(axes[1:], {"scores": scores, **maps}.items()):
         plot_map(ax, map, range)
         ax.set_title(titles.get(name, name))

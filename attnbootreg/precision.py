@@ -15,8 +15,7 @@ from .recipes import Recipe, as_recipe
 # %% ../nbs/13_precision.ipynb #d0d48e0e
 def _shares(z: np.ndarray, z0: np.ndarray, recipe: Recipe) -> np.ndarray:
     "Share of each null image's scores that reach each observed one, (B, *z.shape)."
-    side = "right" if recipe.strict else "left"
-    return np.stack([1 - np.searchsorted(np.sort(one, axis=None), z, side) / one.size for one in z0])
+    return np.stack([1 - np.searchsorted(np.sort(one, axis=None), z, "right" if recipe.strict else "left") / one.size for one in z0])
 
 
 def _checked(z: np.ndarray, z0: np.ndarray, recipe: Recipe | str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Recipe]:

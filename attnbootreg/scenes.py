@@ -117,12 +117,12 @@ def _noise_square(draws: _Draws, i: int, background: Tensor, picture: Tensor) ->
     size = picture.shape[-1]
     side = round(size * (0.12 + 0.28 * number("noise_side")))
     top, left = (int(number(name) * (size - side + 1)) for name in ("noise_y", "noise_x"))
-    square = (slice(top, top + side), slice(left, left + side))
+    rows, columns = slice(top, top + side), slice(left, left + side)
     mean, std = picture.mean((1, 2), keepdim=True), picture.std((1, 2), keepdim=True, correction=0)
     grain = torch.from_numpy(draws.generators[i].standard_normal((3, side, side), np.float32))
-    background[(slice(None), *square)] = (mean + std * grain).clamp(0, 1)
+    background[:, rows, columns] = (mean + std * grain).clamp(0, 1)
     noise = torch.zeros(size, size, dtype=torch.bool)
-    noise[square] = True
+    noise[rows, columns] = True
     return noise
 
 # %% ../nbs/21_scenes.ipynb #4403542f

@@ -9,7 +9,7 @@ __all__ = ['SCALES', 'ScoreMap', 'Score', 'as_score', 'score_maps', 'map_labels'
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,8 +32,11 @@ class ScoreMap(Protocol):
         Whether negative scores are evidence too.
     """
 
-    scale: str
-    signed: bool
+    @property
+    def scale(self) -> str: ...
+
+    @property
+    def signed(self) -> bool: ...
 
     def __call__(self, vit: ViT, x: Tensor) -> Tensor:
         "Scores (N, h, w), or (N, k, h, w) for k maps, of images (N, 3, H, W)."
@@ -113,14 +116,13 @@ def as_score(
     if not callable(score) or isinstance(score, type):
         got = f"the class {score.__name__}; make one: {score.__name__}()" if isinstance(score, type) else type(score).__name__
         raise TypeError(f"score: expected Attention(...), Score(function, ...) or a function of a model and images, got {got}")
-    if not (hasattr(score, "scale") and hasattr(score, "signed")):
-        score = Score(score)
-    if type(score).__hash__ is None:
-        raise TypeError(f"score: {type(score).__name__} can change after it is made; declare it @dataclass(frozen=True)")
-    check_choice(score.scale, SCALES, "scale")
-    if vit is not None and hasattr(score, "check"):
-        score.check(vit)
-    return score
+    made: Any = score if hasattr(score, "scale") and hasattr(score, "signed") else Score(score)
+    if type(made).__hash__ is None:
+        raise TypeError(f"score: {type(made).__name__} can change after it is made; declare it @dataclass(frozen=True)")
+    check_choice(made.scale, SCALES, "scale")
+    if vit is not None and hasattr(made, "check"):
+        made.check(vit)
+    return made
 
 # %% ../nbs/07_scores.ipynb #9f8b4591
 def score_maps(

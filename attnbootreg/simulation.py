@@ -133,8 +133,8 @@ def diffuse_mask(
     if (~forbidden).sum() < side**2:
         raise ValueError(f"avoid: no place is left for {side**2} pixels; make side smaller or avoid less")
     frequencies = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1]))
-    field = np.fft.rfft2(np.random.default_rng(fresh_seed(seed)).standard_normal(size))
-    field = np.fft.irfft2(field * np.exp(-((frequencies * 20 * min(size) / 488) ** 2)), size)
+    waves = np.fft.rfft2(np.random.default_rng(fresh_seed(seed)).standard_normal(size))
+    field = np.fft.irfft2(waves * np.exp(-((frequencies * 20 * min(size) / 488) ** 2)), size)
     field[forbidden] = -np.inf
     mask = np.zeros(size, bool)
     mask.flat[np.argsort(field, axis=None)[-(side**2) :]] = True

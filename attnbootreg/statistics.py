@@ -8,8 +8,10 @@ __all__ = ['MIN_NULL_IMAGES', 'LAMBDAS', 'MIN_SCORES', 'z_scores', 'p_values', '
 
 # %% ../nbs/12_statistics.ipynb #fe6e69ae
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import eigh
@@ -58,10 +60,7 @@ def z_scores(
     check_choice(scale, CHOICES["scale"], "scale")
     check_choice(standardize, CHOICES["standardize"], "standardize")
     if scale == "log":
-        for name, values in (("scores", scores), ("null", null)):
-            if values.min() <= 0:
-                raise ValueError(f"{name}: must be above 0 to take logarithms, the least is {values.min():.3g}; use scale='linear'")
-        scores, null = np.log(scores), np.log(null)
+        scores, null = _logs(scores, "scores"), _logs(null, "null")
     mean = null.mean((-3, -2, -1), keepdims=True)
     std = null.std((-3, -2, -1), keepdims=True)
     if not (std > 8 * np.finfo(null.dtype).eps * np.abs(null).max((-3, -2, -1), keepdims=True)).all():  # no more than rounding
@@ -72,6 +71,12 @@ def z_scores(
 
 # %% ../nbs/12_statistics.ipynb #f8c4a69e
 MIN_NULL_IMAGES = 20  # to standardize each patch by its own
+
+
+def _logs(values: np.ndarray, name: str) -> np.ndarray:
+    if values.min() <= 0:
+        raise ValueError(f"{name}: must be above 0 to take logarithms, the least is {values.min():.3g}; use scale='linear'")
+    return np.log(values)
 
 
 def _z_by_position(scores: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +229,7 @@ def _storey(p: np.ndarray, method: str | float) -> float:
     beyond = len(p) - np.searchsorted(np.sort(p), LAMBDAS)
     pi0 = beyond / (len(p) * (1 - LAMBDAS))
     if method == "smoother":
-        return _spline_end_weights() @ pi0
+        return float(_spline_end_weights() @ pi0)
     variance = beyond / (len(p) * (1 - LAMBDAS)) ** 2 * (1 - beyond / len(p))
     return pi0[np.argmin(variance + (pi0 - np.quantile(pi0, 0.1)) ** 2)]
 
@@ -359,6 +364,10 @@ class Significance:
     pi0: float | np.ndarray
     recipe: Recipe
 
+    if TYPE_CHECKING:  # `__getitem__` is enough to loop over a batch
+
+        def __iter__(self) -> Iterator["Significance"]: ...
+
     @property
     def tested(self) -> np.ndarray:
         "The patches that were tested, (h, w) or (N, h, w) bool."
@@ -431,7 +440,7 @@ def _on_grid(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _judged(scores: np.ndarray, null: np.ndarray, recipe: Recipe) -> Significance:
     "The significance of one map or a batch, all of whose patches are tested."
-    z, z0 = z_scores(scores, null, recipe.scale, recipe.standardize)
+    z, z0 = z_scores(scores, null, recipe.scale, recipe.standardize)  # type: ignore[arg-type]  # resolved
     if z.ndim == 2:
         return _rates(z, z0, recipe)
     each = [_rates(*one, recipe) for one in zip(z, z0)]
@@ -441,7 +450,7 @@ def _judged(scores: np.ndarray, null: np.ndarray, recipe: Recipe) -> Significanc
 
 def _rates(z: np.ndarray, z0: np.ndarray, recipe: Recipe) -> Significance:
     "What follows from the z-scores of one map."
-    p = p_values(z, z0, recipe.alternative, recipe.pool_observed, recipe.plus_one, recipe.strict)
+    p = p_values(z, z0, recipe.alternative, recipe.pool_observed, recipe.plus_one, recipe.strict)  # type: ignore[arg-type]  # resolved
     pi0 = estimate_pi0(p, recipe.pi0_method)
     lfdr_pi0 = pi0 if recipe.lfdr_pi0 is None else recipe.lfdr_pi0
     lfdr = _empirical(p, lfdr_pi0) if recipe.lfdr_null == "empirical" else _theoretical(z, lfdr_pi0)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import islice, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -168,7 +168,7 @@ def _as_null(null: Null | str | int | Bootstrap) -> Null:
     return replace(null, n_max=Null.n_max)  # belongs to 'auto'
 
 # %% ../nbs/23_study.ipynb #0bf69926
-def _shown(settings: object) -> str:
+def _shown(settings: Any) -> str:
     "A dataclass by what differs from its defaults."
     chosen = {field.name: getattr(settings, field.name) for field in fields(settings) if getattr(settings, field.name) != field.default}
     texts = (f"{name}={name_of(value) if callable(value) else repr(value)}" for name, value in chosen.items())
@@ -297,7 +297,7 @@ def _measure_significance(sig: Significance, roi: np.ndarray) -> dict:
 
 def _measure_maps(scores: np.ndarray, sig: Significance, roi: np.ndarray, object_: np.ndarray | None, cuts: Cuts) -> dict:
     "What each map makes of the noise and of the object, and the curves over all thresholds."
-    row = {}
+    row: dict[str, object] = {}
     for name in ("p", "lfdr"):
         curve = tradeoff(scores, sig, roi, name, cuts=cuts)
         sides = {"sensitivity": curve.sensitivity, "specificity": curve.specificity}
@@ -385,7 +385,8 @@ def study_image(
 def _study_image(source: Source, vit: ViT, study: Study) -> list[dict]:
     clean, category, object_ = _read(source, vit)
     seed = _seed_of(source, study.seed)
-    rows, forward = [], 0.0
+    rows: list[dict] = []
+    forward = 0.0
     for noise, score in product(study.noise, study.score):
         start = time.perf_counter()
         case = _score_case(noise, score, clean, object_, seed, vit, study)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -36,7 +37,8 @@ class Screen:
     "Canvas, controls and progress of an explorer. Knows nothing of runs; it shows what it is told."
 
     def __init__(self, lab: Lab, view: View):
-        self._lab, self._drawn = lab, None
+        self._lab = lab
+        self._drawn: tuple | None = None
         self.canvas, self.controls, self.progress = Canvas(), Controls(lab, view), Progress()
 
     @property
@@ -62,14 +64,15 @@ class Runner:
         end: Callable[[Exception | None], object],  # is told, under the lock, that the run is over, and what it raised
     ):
         self._lab, self._screen, self._after, self._end = lab, screen, after, end
-        self.lock, self.job = threading.RLock(), None
+        self.lock = threading.RLock()
+        self.job: Job | None = None
 
     def start(self, run: Run) -> None:
         "A job for a run."
         with self.lock:
             self.job = Job(lambda job: self._work(job, run), self._ended, self.job)
-            self._screen.progress.start(run.null.n)
-            self._screen.canvas.say(f"Scoring {run.null.n} null images of {run.image}.")
+            self._screen.progress.start(run.n)
+            self._screen.canvas.say(f"Scoring {run.n} null images of {run.image}.")
             self.job.start()
 
     def cancel(self) -> None:
@@ -111,7 +114,7 @@ class Runner:
             if job is self.job:
                 self._screen.progress.tell(done, total)
 
-    def _ended(self, job: Job, value: None, error: Exception | None) -> None:
+    def _ended(self, job: Job, value: object, error: Exception | None) -> None:
         with self.lock:
             if job is self.job:  # else another was asked for since
                 self.job = None
@@ -226,7 +229,8 @@ def square_at(
 def _forgotten(name: str, view: View) -> dict[str, object]:
     "What does not outlive another choice of this name."
     layer = {"layer": -1} if isinstance(view.run.score, Attention) and isinstance(view.run.score.layer, int) else {}
-    return {"image": {"square": None}, "model": {"square": None, "map": None, **layer}, "kind": {"width": 1.0}}.get(name, {})
+    forgotten: dict[str, dict] = {"image": {"square": None}, "model": {"square": None, "map": None, **layer}, "kind": {"width": 1.0}}
+    return forgotten.get(name, {})
 
 
 def _file(res: Regularized, what: str) -> bytes:
@@ -262,7 +266,7 @@ class Hand:
             except Exception as error:  # whatever it is: a traceback would be seen by nobody
                 self.session.fail(error)
 
-    def choose(self, name: str, value: object) -> None:
+    def choose(self, name: str, value: Any) -> None:
         "Another value of a control."
         value = round(value, 6) + 0.0 if isinstance(value, float) else value  # 0.3, not 0.30000000000000004, and 0, not -0
         value = None if name == "map" and value < 0 else value
@@ -301,6 +305,8 @@ class Hand:
 
     def _export(self, what: str) -> None:
         "Send a file to the browser, which saves it."
+        if self.session.shown is None:
+            raise ValueError(f"{what}: there is nothing to save yet; wait for the first result")
         canvas, res = self.screen.canvas, self.session.lab.result(self.session.shown)
         canvas.say(f"Making the file: {what}.")
         name, kind = f"{Path(res.settings['image']).stem}.{what}", {"png": "image/png"}.get(what, "application/octet-stream")
@@ -314,6 +320,8 @@ class Explorer(widgets.VBox):
     A click on a picture puts a square of noise there. Errors are shown in words, and what was there stays. In Python, `view` says what is
     shown, `show` changes it, `result` is what `regularize` would give, and `code` the lines that give it.
     """
+
+    _session: Session  # missing while arguments may still be refused
 
     def __init__(
         self,
@@ -356,10 +364,9 @@ class Explorer(widgets.VBox):
         cache_mb : float, default 256
             Megabytes of results that are remembered.
         """
-        self._session: Session | None = None  # first of all, as `close` is called even for a widget whose arguments are refused
         images = {f"scene {i + 1}": one for i, one in enumerate(make_scenes(4, seed=4).images)} if images is None else images
         lab, null = Lab(vit, images, crop, batch_size, cache_mb), as_null(null).resolved(as_recipe(recipe).n_null)
-        view = View(Run(next(iter(lab.images)), next(iter(lab.models)), score, null, seed), None, recipe, cuts)
+        view = View(Run(next(iter(lab.images)), next(iter(lab.models)), as_score(score), null, seed), None, recipe, cuts)
         if isinstance(first := lab.models[view.run.model], ViT):
             as_score(view.score, first)
             null.check(first)
@@ -454,6 +461,6 @@ class Explorer(widgets.VBox):
 
     def close(self) -> None:
         "Take the widget away, and stop the run under way."
-        if self._session is not None:
+        if hasattr(self, "_session"):  # it is called even for a widget whose arguments were refused
             self.cancel()
         super().close()

@@ -5,14 +5,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench notebooks export readme clean
+.PHONY: demo test lint bench notebooks export readme clean
 
 demo: $(VENV)/demo.stamp            ## regularize the attention of one scene; writes the folder demo/
 	$(BIN)/attnbootreg demo --out demo
 
-test: $(VENV)/dev.stamp             ## every notebook, then every test
+test: lint                          ## rules and types, then every notebook, then every test
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2  # two notebooks at a time, a core each
 	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/dev.stamp             ## what can be seen without running anything; pyproject.toml says which rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 bench: $(VENV)/demo.stamp           ## time and memory beside a naive pipeline and plain forward passes; a quarter of an hour
 	$(BIN)/python benchmarks/bench_speed.py --out speed.json

@@ -24,6 +24,12 @@ from .density import decreasing_density
 from .recipes import CHOICES, Recipe, as_recipe
 
 # %% ../nbs/12_statistics.ipynb #02fe7eb7
+def _logs(values: np.ndarray, name: str) -> np.ndarray:
+    if values.min() <= 0:
+        raise ValueError(f"{name}: must be above 0 to take logarithms, the least is {values.min():.3g}; use scale='linear'")
+    return np.log(values)
+
+
 def z_scores(
     scores: np.ndarray | Tensor,
     null: np.ndarray | Tensor,
@@ -71,12 +77,6 @@ def z_scores(
 
 # %% ../nbs/12_statistics.ipynb #f8c4a69e
 MIN_NULL_IMAGES = 20  # to standardize each patch by its own
-
-
-def _logs(values: np.ndarray, name: str) -> np.ndarray:
-    if values.min() <= 0:
-        raise ValueError(f"{name}: must be above 0 to take logarithms, the least is {values.min():.3g}; use scale='linear'")
-    return np.log(values)
 
 
 def _z_by_position(scores: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import attnbootreg
 
@@ -115,6 +117,18 @@ def test_editors_and_python_know_the_same_names():
 def test_the_package_imports_no_module_by_itself():
     code = "import sys, attnbootreg, attnbootreg.cli; assert not {'torch', 'timm', 'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_oldest_versions_are_those_of_the_settings():
+    settings = ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    needed = " ".join(settings["DEFAULT"][f"{extra}requirements"] for extra in ("", "study_", "explore_")).split()
+    least = {name: Version(version) for name, version in (one.split(">=") for one in needed)}
+    lines = [line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {name: Version(version) for name, version in (line.split("==") for line in lines)} == least
+    for extra in ("ray_", "dev_"):
+        again = dict(one.split(">=") for one in settings["DEFAULT"][f"{extra}requirements"].split() if ">=" in one)
+        assert all(Version(version) == least[name] for name, version in again.items() if name in least)
 
 
 def test_embedded_models_are_small():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Dtypes', 'Model', 'Checkpoint', 'Pretrained',
            'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'Query', 'Json', 'Quiet', 'NullKind', 'Number',
-           'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind']
+           'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
 
 # %% ../nbs/27_cli.ipynb #bdb984a2
 import inspect
@@ -573,6 +573,12 @@ def _tell_study(out: Path, as_json: bool, quiet: bool) -> None:
         raise typer.Exit(1)
 
 # %% ../nbs/27_cli.ipynb #2baed2cb
+LEGEND = """\
+D_p           suppression factor of the map p: the percentile of the noise after over before; 0 is best, 1 is no change
+D_p_error     its standard error over the images
+kept by |z|   share of the rows whose mean |z| in the noise is at most 1, or the --z-filter"""
+
+
 @app.command("summarize")
 def _summarize(
     study: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
@@ -588,7 +594,7 @@ def _summarize(
     except (ValueError, OSError) as error:
         _stop(error, 2)
     whole = [name for name in ("images", "errors") if name in table]
-    text = table.to_string(float_format="{:.3f}".format, formatters=dict.fromkeys(whole, "{:.0f}".format))
+    text = table.to_string(float_format="{:.3f}".format, formatters=dict.fromkeys(whole, "{:.0f}".format)) + f"\n\n{LEGEND}"
     _tell(text, json.loads(table.reset_index().to_json(orient="records")), as_json, quiet=False)
 
 # %% ../nbs/27_cli.ipynb #2b3d0220
@@ -658,13 +664,16 @@ def _train_scenes(
     ),
     steps: Annotated[int, typer.Option(help="Steps of 64 scenes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without squares of noise and without null images: the model scenes-plain.")
+    ] = False,
 ) -> None:
-    "Train the embedded model of scenes from nothing."
+    "Train an embedded model of scenes from nothing."
     from attnbootreg import training
     from attnbootreg.loading import load_vit
 
     try:
-        training.train_scenes(out, steps, seed)
+        training.train_scenes(out, steps, seed, plain=plain)
         report = training.evaluate_scenes(load_vit(str(out)))
     except (ValueError, OSError) as error:
         _stop(error, 2)

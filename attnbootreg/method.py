@@ -149,11 +149,12 @@ class Regularized:
         if os.fspath(path).endswith("/") or Path(path).is_dir():
             raise ValueError(f"path: {os.fspath(path)!r} is a folder; give a name in it, as {os.path.join(path, 'result')!r}")
         check_not_source(path, self.settings["image"])
+        software = f"attnbootreg {versions()['attnbootreg']}"
         return write_beside(
             {
                 _with_ending(path, ".npz"): self.write_arrays,
                 _with_ending(path, ".json"): lambda file: file.write(_card(self)),
-                _with_ending(path, ".png"): lambda file: file.write(self.plot().to_png()),
+                _with_ending(path, ".png"): lambda file: self.plot().savefig(file, format="png", metadata={"Software": software}),
             }
         )
 
@@ -167,7 +168,9 @@ class Regularized:
         """
         sig = {name: getattr(self.sig, name) for name in _SIG}
         maps: dict[str, Any] = {f"map_{name}": map for name, map in self.maps.items()}
-        np.savez_compressed(file, image=self.image, scores=self.scores, null=self.null.values, joint=self.null.joint, **sig, **maps)
+        null: dict[str, Any] = dict(null=self.null.values, joint=self.null.joint)
+        version = versions()["attnbootreg"]
+        np.savez_compressed(file, version=version, image=self.image, scores=self.scores, **null, **sig, **maps)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Regularized":
@@ -195,7 +198,9 @@ class Regularized:
 
 # %% ../nbs/17_method.ipynb #e7940ae9
 def _over_maps(sig: Significance, judge: Callable[[np.ndarray, np.ndarray], np.ndarray], empty: object = np.nan) -> np.ndarray:
-    "What `judge` says of z and null z, on the patches that were tested, map by map."
+    "What `judge` says of z and null z, on the patches that were tested, map by map; `ValueError` for a single null image."
+    if sig.z0.shape[-3] < 2:
+        raise ValueError("null: a single null image does not tell how far p would move with others; regularize with null=20")
     if sig.z.ndim == 3:
         return np.stack([_over_maps(one, judge, empty) for one in sig])
     out = np.full(sig.z.shape, empty)

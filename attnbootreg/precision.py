@@ -22,7 +22,7 @@ def _checked(z: np.ndarray, z0: np.ndarray, recipe: Recipe | str) -> tuple[np.nd
     "z and null z on the scale on which larger is rarer, the standard error of z itself, and the recipe."
     z, z0, recipe = as_array(z, "z"), as_array(z0, "z0"), as_recipe(recipe).resolved()
     if len(z0) < 2 or z0.shape[1:] != z.shape:
-        raise ValueError(f"z0: expected at least 2 null images of shape {z.shape}, got {z0.shape}; use two null images or more")
+        raise ValueError(f"z0: expected shape (B, {', '.join(map(str, z.shape))}) with B of at least 2 null images, got {z0.shape}")
     own = _own_error(z, z0, recipe)
     return (np.abs(z), np.abs(z0), own, recipe) if recipe.alternative == "two-sided" else (z, z0, own, recipe)
 

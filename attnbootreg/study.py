@@ -426,6 +426,7 @@ PARTS = 200  # files that are merged into one
 
 def _write(folder: Path, table: pa.Table, kind: str) -> None:
     path = folder / f"{kind}-{uuid.uuid4().hex}.parquet"
+    table = table.replace_schema_metadata({"attnbootreg": versions()["attnbootreg"]})
     write_beside({path: lambda file: pq.write_table(table, file, compression="zstd")})
 
 
@@ -455,18 +456,18 @@ def _settings(vit: ViT, study: Study) -> dict:
     return dict(model=plain(model), study={**plain(study), "recipe": recipes}, versions=versions())
 
 
-def _read_settings(folder: Path) -> dict:
+def _read_settings(folder: Path, argument: str = "study") -> dict:
     "What `study.json` says. Raises `FileNotFoundError` if there is none, `ValueError` if it is of version 0.1 or damaged."
     file = folder / "study.json"
     if not file.is_file():
-        raise FileNotFoundError(f"out: there is no study in {str(folder)!r}")
+        raise FileNotFoundError(f"{argument}: there is no study in {str(folder)!r}")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"out: {str(file)!r} is damaged; choose another folder") from error
+        raise ValueError(f"{argument}: {str(file)!r} is damaged; choose another folder") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("study"), dict):
         raise ValueError(
-            f"out: {str(folder)!r} holds a study of attnbootreg 0.1, which this version neither reads nor continues; choose another folder"
+            f"{argument}: {str(folder)!r} holds a study of attnbootreg 0.1, which this version neither reads nor continues; choose another folder"
         )
     return settings
 
@@ -505,19 +506,19 @@ def _begin(folder: Path, settings: dict) -> None:
     file = folder / "study.json"
     if not file.is_file():
         write_beside({file: lambda stream: stream.write(json.dumps(settings, indent=2).encode())})
-    elif differences := _differences(_read_settings(folder), settings):
+    elif differences := _differences(_read_settings(folder, "out"), settings):
         raise ValueError(f"out: {str(folder)!r} holds another study: {'; '.join(differences)}. Choose another folder")
 
 # %% ../nbs/23_study.ipynb #42536c14
 def load_study(
-    out: str | os.PathLike,
+    study: str | os.PathLike,
     columns: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """The rows of a study, finished or not. Raises `FileNotFoundError` if there is none, `ValueError` for a column it does not have.
 
     Parameters
     ----------
-    out : str | os.PathLike
+    study : str | os.PathLike
         The folder of a study.
     columns : Sequence[str] | None, default None
         Default: all.
@@ -527,7 +528,7 @@ def load_study(
     pd.DataFrame
         A row for each image, setting and map, sorted.
     """
-    folder, schema = Path(out), _schema()
+    folder, schema = Path(study), _schema()
     _read_settings(folder)
     unknown = [name for name in columns or () if name not in schema.names]
     if unknown:

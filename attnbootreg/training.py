@@ -160,8 +160,11 @@ def train(
     seed: int = 0,
     keep: float = 0.5,
     whole: float = 0.3,
+    evenness: float = 0.5,
 ) -> list[tuple[int, float]]:
-    """Train in place, by CLS loss, token labelling and evenness on null images. Raises `ValueError` for a state that was begun with other settings.
+    """Train in place, by CLS loss and token labelling, then with evenness on null images too.
+
+    Raises `ValueError` for a state that was begun with other settings.
 
     Parameters
     ----------
@@ -170,7 +173,7 @@ def train(
     make_batch : Callable[[int], Batch]
         The batch of a step, the same for the same step.
     steps : int
-        A tenth as many follow, with null images.
+        Without null images; a tenth as many follow with them, unless `evenness` is 0.
     state : str | os.PathLike
         File for the state; if it is there, training goes on from it.
     seed : int, default 0
@@ -179,13 +182,15 @@ def train(
         Share of the patches seen in the first part of the steps.
     whole : float, default 0.3
         Share of the steps, the last, that see all patches.
+    evenness : float, default 0.5
+        Weight of the penalty on uneven attention to null images; 0: no such steps.
 
     Returns
     -------
     list[tuple[int, float]]
         Steps and mean losses since the one before.
     """
-    state, begun, history = Path(state), dict(steps=steps, seed=seed, keep=keep, whole=whole), []
+    state, begun, history = Path(state), dict(steps=steps, seed=seed, keep=keep, whole=whole, evenness=evenness), []
     optimizers = _optimizers(student)
     first, losses = 0, []
     if state.exists():
@@ -197,7 +202,7 @@ def train(
             optimizer.load_state_dict(value)
         first, history = saved["step"], [tuple(point) for point in saved["history"]]
     student.train()
-    total = steps + steps // 10
+    total = steps + (steps // 10 if evenness else 0)
     for step in tqdm(range(first, total), initial=first, total=total, desc="training"):
         batch = make_batch(step)
         n, patches = len(batch.images), batch.coverage[0].numel()
@@ -205,7 +210,7 @@ def train(
         loss = token_labelling_loss(student, batch, seen)
         if step >= steps:
             nothing = torch.cat([bootstrap_images(x, 1, seed=seed, start=step) for x in batch.images[:8]])
-            loss = loss + 0.5 * unevenness(student, nothing)
+            loss = loss + evenness * unevenness(student, nothing)
         for optimizer, highest in optimizers.items():
             optimizer.zero_grad()
             for group in optimizer.param_groups:
@@ -235,8 +240,9 @@ def scene_batch(
     architecture: dict = ARCHITECTURE,
     n: int = 64,
     seed: int = 0,
+    noise: float = 0.5,
 ) -> Batch:
-    """Scenes, every other one with a square of noise, as a model of this architecture takes them.
+    """Scenes as a model of this architecture takes them.
 
     Parameters
     ----------
@@ -248,13 +254,15 @@ def scene_batch(
         Scenes in a batch.
     seed : int, default 0
         Same seed, same result.
+    noise : float, default 0.5
+        Share of the scenes that hold a square of noise.
 
     Returns
     -------
     Batch
     """
     size = architecture["img_size"]
-    scenes = make_scenes(n, seed, size, noise=0.5, start=step * n)
+    scenes = make_scenes(n, seed, size, noise=noise, start=step * n)
     grid = (size // architecture["patch_size"],) * 2
     cover = torch.from_numpy(coverage(scenes.masks, grid)).float()
     return Batch((scenes.images - MEAN[0]) / STD[0], scenes.labels, cover)
@@ -265,8 +273,9 @@ def train_scenes(
     steps: int = 1000,
     seed: int = 0,
     architecture: dict = ARCHITECTURE,
+    plain: bool = False,
 ) -> None:
-    """Train the embedded model of scenes from nothing, or go on where an earlier call stopped.
+    """Train an embedded model of scenes from nothing, or go on where an earlier call stopped.
 
     Parameters
     ----------
@@ -278,6 +287,8 @@ def train_scenes(
         Of weights and scenes.
     architecture : dict, default ARCHITECTURE
         Arguments of timm's VisionTransformer.
+    plain : bool, default False
+        Train the model "scenes-plain", which sees neither noise squares nor null images.
     """
     out = Path(out)
     check_count(steps, "steps")
@@ -288,8 +299,10 @@ def train_scenes(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(fresh_seed(seed))
         student = Student(VisionTransformer(**architecture))
-    history = train(student, lambda step: scene_batch(step, architecture, seed=seed), steps, state, seed)
-    save_embedded(student.vit, out, architecture, MEAN, STD, CLASSES, dict(steps=steps, seed=seed, history=history))
+    noise, evenness = (0.0, 0.0) if plain else (0.5, 0.5)
+    history = train(student, lambda step: scene_batch(step, architecture, 64, seed, noise), steps, state, seed, evenness=evenness)
+    training = dict(steps=steps, seed=seed, noise=noise, evenness=evenness, history=history)
+    save_embedded(student.vit, out, architecture, MEAN, STD, CLASSES, training)
     state.unlink(missing_ok=True)
 
 # %% ../nbs/22_training.ipynb #6a98f89a

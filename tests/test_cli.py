@@ -343,7 +343,8 @@ def test_study_and_summarize(tmp_path, picture):
         done = attnbootreg("study", "cats", "--out", "out", *settings.split(), cwd=tmp_path)
         assert done.returncode == 0 and "3 images done, 1 with an error; 24 rows" in done.stdout, done.stderr
     done = attnbootreg("summarize", "out", "--by", "category", "--by", "recipe", cwd=tmp_path)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2 + 8 and "D_lfdr_error" in done.stdout
+    table, legend = done.stdout.split("\n\n")
+    assert done.returncode == 0 and len(table.splitlines()) == 2 + 8 and "D_lfdr_error" in table and "0 is best" in legend
     for wrong, says in (
         (["study", "cats", "--out", "out", "--n", "2"], "null.n is [1, 3] there and 2 here"),
         (["study", "nowhere", "--out", "new"], "images: there are none"),

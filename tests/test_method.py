@@ -1,11 +1,14 @@
 "The whole method: reproducible, saved and loaded without loss, for one image and many."
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attnbootreg import (
-    Attention, Cuts, Null, Recipe, Regularized, attention_scores, estimate_pi0, find_regions, load_image, load_vit, make_scenes,
+    Attention, Cuts, Null, Recipe, Regularized, __version__, attention_scores, estimate_pi0, find_regions, load_image, load_vit, make_scenes,
     p_intervals, regularize, shrink, significance,
 )  # fmt: skip
 from attnbootreg.bootstrap import KINDS
@@ -80,6 +83,13 @@ def test_save_and_load(tmp_path, vit, scene):
         np.testing.assert_array_equal(arrays_of(again)[name], array)
         assert np.asarray(arrays_of(again)[name]).dtype == np.asarray(array).dtype
     assert (again.settings, again.cuts, again.sig.recipe) == (res.settings, res.cuts, res.sig.recipe)
+
+
+def test_every_file_names_the_version_that_wrote_it(tmp_path, vit, scene):
+    regularize(scene, vit, null=1, seed=0).save(tmp_path / "a")
+    assert np.load(tmp_path / "a.npz")["version"] == __version__
+    assert json.loads((tmp_path / "a.json").read_text())["settings"]["versions"]["attnbootreg"] == __version__
+    assert Image.open(tmp_path / "a.png").text["Software"] == f"attnbootreg {__version__}"
 
 
 def test_what_was_chosen_is_saved(tmp_path, vit, scene):

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from attnbootreg import (
     Attention, Cuts, Engine, Noise, Null, Recipe, Score, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
-    load_vit, make_scenes, roi_percentile, run_study, shrink, significance, square_mask, summarize, suppression_factor,
+    load_vit, make_scenes, roi_percentile, run_study, shrink, significance, square_mask, summarize, suppression_factor, __version__,
 )  # fmt: skip
 from attnbootreg import study as module
 from attnbootreg.files import plain
@@ -171,6 +172,12 @@ def test_bad_images_become_rows(vit, tmp_path, pictures):
     assert (summary.loc["cats", "D_p"], summary.loc["cats", "D_p_error"]) == suppression_factor(
         cats["percentile_before"], cats["percentile_p"]
     )
+
+
+def test_the_version_stands_in_the_files(vit, tmp_path):
+    run_study("scenes", vit, tmp_path / "out", Study(null=1), limit=1, progress=False)
+    (part,) = (tmp_path / "out").glob("*.parquet")
+    assert pq.read_schema(part).metadata[b"attnbootreg"].decode() == __version__
 
 
 def test_ways_to_name_images(vit, tmp_path, pictures):

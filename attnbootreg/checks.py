@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 # %% ../nbs/00_checks.ipynb #34cfe568
@@ -268,15 +269,15 @@ def generator_of(
 
 # %% ../nbs/00_checks.ipynb #2e7b8225
 def as_array(
-    values: np.ndarray | Tensor,
+    values: ArrayLike,
     name: str,
 ) -> np.ndarray:
     """The values as an array. Raises `ValueError` for NaN, infinities and emptiness, `TypeError` for what is no number.
 
     Parameters
     ----------
-    values : np.ndarray | Tensor
-        Anything that holds real numbers.
+    values : ArrayLike
+        Anything that holds real numbers: an array, a tensor, a list.
     name : str
         What it is called.
 

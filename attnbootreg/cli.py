@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Dtypes', 'Model', 'Checkpoint', 'Pretrained',
            'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'Query', 'Json', 'Quiet', 'NullKind', 'Number',
-           'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
+           'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
 
 # %% ../nbs/27_cli.ipynb #bdb984a2
 import inspect
@@ -63,8 +63,8 @@ Kinds = Enum(
     },
     type=str,
 )  # fmt: skip
-Recipes = Enum("Recipes", {"calibrated": "calibrated", "paper": "paper", "released": "released"}, type=str)
-Standardizations = Enum("Standardizations", {"pooled": "pooled", "position": "position"}, type=str)
+Recipes = Enum("Recipes", {"calibrated": "calibrated", "conditional": "conditional", "paper": "paper", "released": "released"}, type=str)
+Standardizations = Enum("Standardizations", {"pooled": "pooled", "shrunken": "shrunken", "position": "position"}, type=str)
 Noises = Enum("Noises", {"square": "square", "diffuse": "diffuse"}, type=str)
 Engines = Enum("Engines", {"local": "local", "ray": "ray"}, type=str)
 Dtypes = Enum("Dtypes", {"float32": "float32", "bfloat16": "bfloat16"}, type=str)
@@ -100,13 +100,30 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 # %% ../nbs/27_cli.ipynb #7c0cc6ed
 NullKind = Annotated[Kinds, typer.Option("--null", help="How null images are made.", **_NULL)]
 Number = Annotated[
-    str | None, typer.Option("--n", help="Null images, a number or auto; 20, or 1 for the recipes paper and released.", **_NULL)
+    str | None,
+    typer.Option(
+        "--n",
+        help="Null scores for each patch, a number or auto.",
+        show_default="20, or 1 for the recipes paper and released; in groups 3",
+        **_NULL,
+    ),
+]
+Groups = Annotated[
+    int | None,
+    typer.Option(
+        help="1: null images are all noise. More: one of so many parts of the patches is redrawn at a time, the rest stays.",
+        show_default="1; 16 for the recipe conditional",
+        **_NULL,
+    ),
 ]
 NMax = Annotated[int | None, typer.Option(help="For --n auto: the most null images.", show_default="200", **_NULL)]
 Width = Annotated[float | None, typer.Option(help="For the kind normal: standard deviations of the image.", show_default="1.0", **_NULL)]
 
 RecipeName = Annotated[Recipes, typer.Option(help="Choices for the statistics.", **_CUTS)]
-Standardize = Annotated[Standardizations | None, typer.Option(help="z by all null scores, or each patch by its own.", **_CUTS)]
+Standardize = Annotated[
+    Standardizations | None,
+    typer.Option(help="z by all null scores, each patch by its own, or in between by how much they differ.", **_CUTS),
+]
 P = Annotated[float | None, typer.Option("--p", help="The map p keeps p-values of at most this.", show_default="0.3", **_CUTS)]
 Q = Annotated[float | None, typer.Option("--q", help="The map q keeps q-values of at most this.", show_default="0.1", **_CUTS)]
 Lfdr = Annotated[float | None, typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="0.3", **_CUTS)]
@@ -166,11 +183,11 @@ def _score(name: str | None, layer: list[int] | None, heads: str | None, query: 
         raise ValueError(f"score: {name}: {text}") from error
 
 # %% ../nbs/27_cli.ipynb #a5539318
-def _null(kind: str, n: str | None, n_max: int | None, width: float | None) -> "Null":
+def _null(kind: str, n: str | None, n_max: int | None, width: float | None, groups: int | None) -> "Null":
     "The null images."
     from attnbootreg.bootstrap import Null
 
-    return Null(kind, **_given(n=int(n) if n and n.isdigit() else n, n_max=n_max, width=width))
+    return Null(kind, **_given(n=int(n) if n and n.isdigit() else n, n_max=n_max, width=width, groups=groups))
 
 
 def _recipe(name: str, standardize: Standardizations | None) -> "Recipe":
@@ -320,6 +337,7 @@ def _regularize(
     query: Query = None,
     null: NullKind = Kinds.normal,
     n: Number = None,
+    groups: Groups = None,
     n_max: NMax = None,
     width: Width = None,
     recipe: RecipeName = Recipes.calibrated,
@@ -345,7 +363,7 @@ def _regularize(
     try:
         seed = fresh_seed(seed)
         objects = (
-            _score(score, layer, heads, query), _null(null.value, n, n_max, width), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         names, masks = _names(images), _masks(mask, images)
         _check_targets(out, names, [*images, *filter(None, masks)])
@@ -426,6 +444,7 @@ def _simulate(
     query: Query = None,
     null: NullKind = Kinds.normal,
     n: Number = None,
+    groups: Groups = None,
     n_max: NMax = None,
     width: Width = None,
     recipe: RecipeName = Recipes.calibrated,
@@ -448,7 +467,7 @@ def _simulate(
     try:
         where = Noise(noise.value, side)
         objects = (
-            _score(score, layer, heads, query), _null(null.value, n, n_max, width), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         _check_targets(out, [image.stem], [image])
         vit = loading.load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
@@ -464,12 +483,13 @@ def _simulate(
     _tell_simulated(title, result, files, dict(on_noise=mask), as_json, quiet)
 
 # %% ../nbs/27_cli.ipynb #25afff25
-def _study_nulls(kinds: list[Kinds], widths: list[float] | None, numbers: list[str] | None) -> tuple["Null", ...]:
+def _study_nulls(kinds: list[Kinds], widths: list[float] | None, numbers: list[str] | None, groups: list[int] | None) -> tuple["Null", ...]:
     "All kinds of null images; widths are those of the kind normal, where that is one of them."
     normal = Kinds.normal in kinds
     nulls = [
-        _null(kind.value, n, None, width)
+        _null(kind.value, n, None, width, group)
         for kind in kinds
+        for group in _each(groups)
         for width in (_each(widths) if kind is Kinds.normal or not normal else [None])
         for n in _each(numbers)
     ]
@@ -502,7 +522,17 @@ def _study(
     query: Query = None,
     null: Annotated[list[Kinds], typer.Option(help="How null images are made; may be repeated.", **_NULL)] = [Kinds.normal],
     n: Annotated[
-        list[str] | None, typer.Option("--n", help="Null images; 20, or 1 for the recipes paper and released; may be repeated.", **_NULL)
+        list[str] | None,
+        typer.Option(
+            "--n",
+            help="Null scores for each patch; may be repeated.",
+            show_default="20, or 1 for the recipes paper and released; in groups 3",
+            **_NULL,
+        ),
+    ] = None,
+    groups: Annotated[
+        list[int] | None,
+        typer.Option(help="As for regularize; may be repeated.", show_default="1; 16 for the recipe conditional", **_NULL),
     ] = None,
     width: Annotated[
         list[float] | None, typer.Option(help="For the kind normal: standard deviations of the image; may be repeated.", **_NULL)
@@ -537,7 +567,7 @@ def _study(
         plan = Study(
             noise=tuple(Noise(*one) for one in product([kind.value for kind in noise], _each(side))),
             score=_score(score, layer, heads, query),
-            null=_study_nulls(null, width, n),
+            null=_study_nulls(null, width, n, groups),
             recipe=tuple(_recipe(one.value, standardize) for one in recipe),
             cuts=_study_cuts(p, q, lfdr, z),
             seed=seed,

@@ -80,7 +80,7 @@ class Run:
     image: str
     model: str
     score: ScoreMap = Attention()
-    null: Null = Null(n=20)
+    null: Null = Null()
     seed: int = 0
     square: tuple[int, int, int] | None = None
 
@@ -92,7 +92,7 @@ class Run:
         if null.n == "auto":
             raise ValueError("n: 'auto' counts until a threshold is decided, and here the thresholds move; give a number of null images")
         object.__setattr__(self, "score", as_score(self.score))
-        object.__setattr__(self, "null", null.resolved(Recipe().n_null))
+        object.__setattr__(self, "null", null.resolved(Recipe().n_null, Recipe().groups))
         object.__setattr__(self, "seed", fresh_seed(self.seed))
         if self.square is not None:
             if len(self.square) != 3:
@@ -102,14 +102,18 @@ class Run:
 
     @property
     def n(self) -> int:
-        "How many null images."
-        return _count(self.null)
+        "How many null scores each patch gets."
+        return int(self.null.n or 0)
 
+    @property
+    def groups(self) -> int:
+        "How many groups of patches are redrawn in turn."
+        return self.null.groups or 1
 
-def _count(null: Null) -> int:
-    if not isinstance(null.n, int):
-        raise ValueError(f"n: expected a number of null images, got {null.n!r}")
-    return null.n
+    @property
+    def passes(self) -> int:
+        "How many null images are scored."
+        return self.n * self.groups
 
 # %% ../nbs/24_explorer.ipynb #81ec09b3
 @dataclass(frozen=True)
@@ -199,24 +203,24 @@ class Scored(NamedTuple):
         The picture as the model saw it, (H, W, 3) uint8.
     scores : np.ndarray
         Observed scores, (k, h, w).
-    null : np.ndarray
-        Null scores, (k, B, h, w).
-    tested : np.ndarray | None
-        The patches that are tested, (h, w) bool; None: all.
+    null : NullScores
+        Null scores, values (k, B, h, w).
+    tested : np.ndarray
+        The patches that are tested, (h, w) bool.
     labels : tuple[str, ...]
         Names of the maps; none where the score has a single one.
     """
 
     pixels: np.ndarray
     scores: np.ndarray
-    null: np.ndarray
-    tested: np.ndarray | None
+    null: NullScores
+    tested: np.ndarray
     labels: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
         "Of the arrays."
-        return self.pixels.nbytes + self.scores.nbytes + self.null.nbytes
+        return self.pixels.nbytes + self.scores.nbytes + self.null.values.nbytes
 
 
 def with_heads(
@@ -286,21 +290,22 @@ def score_run(
     score = with_heads(as_score(score, vit), vit)
     null.check(vit)
     tested = null.tested(vit, picture.mask)
-    n = _count(null)
-    tell(0, n)
+    done, total = 0, null.passes(vit, picture.mask)
+    tell(done, total)
     observed = score_maps(score, vit, picture.x[None].to(vit.device)).cpu().numpy()
     labels = map_labels(score, vit, observed.shape[1]) if observed.ndim == 4 else ()
-    observed, done = _maps_first(observed)[:, 0], 0
-    values = np.empty((len(observed), n, *vit.grid), np.float32)
+    observed, parts = _maps_first(observed)[:, 0], []
     draws = null.draws(picture.x, vit, score, mask=picture.mask, seed=seed, batch_size=batch_size)
-    while done < n:
+    while done < total:
         if stop():
             raise Cancelled
-        part = _maps_first(next(draws))
-        values[:, done : done + part.shape[1]] = part
-        done += part.shape[1]
-        tell(done, n)
-    return Scored(picture.pixels, observed, values, tested, labels)
+        passes, part = next(draws)
+        parts.append(part)
+        done += passes
+        tell(done, total)
+    values = np.ascontiguousarray(_maps_first(np.concatenate(parts)))
+    null_scores = NullScores(values, joint=null.groups == 1)
+    return Scored(picture.pixels, observed, null_scores, tested, labels)
 
 # %% ../nbs/24_explorer.ipynb #ff1b0997
 _V = TypeVar("_V")
@@ -611,7 +616,7 @@ def _judge(lab: "Lab", view: View) -> Regularized:
     more: dict[str, object] = {} if one_attention(score) or not scored.labels else {"map": scored.labels[place]}
     more |= {} if run.square is None else {"square": run.square}
     settings = settings_of(name, vit, score, run.null, (), seed=run.seed, crop=lab.crop, **more)
-    null = NullScores(scored.null[place].copy())  # a part that does not keep the whole in memory
+    null = replace(scored.null, values=scored.null.values[place].copy())  # a part that does not keep the whole in memory
     recipe = as_recipe(view.recipe).resolved(score.scale, score.signed)
     return judge(scored.pixels, scored.scores[place], null, scored.tested, settings, recipe, view.cuts)
 

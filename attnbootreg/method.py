@@ -238,7 +238,9 @@ def _score_title(card: dict | str) -> str:
 def _title(res: Regularized) -> str:
     s, B = res.settings, len(res.null)
     kept = ", some patches kept" * (s["null"].get("keep") is not None)
-    nulls = f"{B} null image{'s' * (B > 1)} ({s['null'].get('kind', s['null']['type'])}{kept})"
+    groups = s["null"].get("groups") or 1
+    drawn = f"{B} draw{'s' * (B > 1)} in {groups} groups" if groups > 1 else f"{B} null image{'s' * (B > 1)}"
+    nulls = f"{drawn} ({s['null'].get('kind', s['null']['type'])}{kept})"
     which = f", {s['map']}" if "map" in s else ""
     return f"{_short(s['image'])}: {_short(s['model']['name'])}{_score_title(s['score'])}{which}, recipe {res.sig.recipe.name}, {nulls}"
 
@@ -290,7 +292,9 @@ def _load(path: str | os.PathLike) -> Regularized:
         )
     recipe = Recipe(**{name: value for name, value in settings["recipe"].items() if name != "type"})
     numbers = {name: arrays[name] for name in _SIG}
-    sig = Significance(**{**numbers, "pi0": float(arrays["pi0"]) if arrays["pi0"].ndim == 0 else arrays["pi0"]}, recipe=recipe)
+    sig = Significance(
+        **{**numbers, "pi0": float(arrays["pi0"]) if arrays["pi0"].ndim == 0 else arrays["pi0"]}, recipe=recipe, joint=bool(arrays["joint"])
+    )
     maps = {name: arrays[f"map_{name}"] for name in METHODS}
     return Regularized(arrays["image"], arrays["scores"], NullScores(arrays["null"], bool(arrays["joint"])), sig, maps, settings)
 
@@ -327,7 +331,7 @@ def judge(
     -------
     Regularized
     """
-    sig = significance(scores, np.asarray(null), recipe, tested)
+    sig = significance(scores, null, recipe, tested)
     settings = plain({**settings, "recipe": sig.recipe, "cuts": cuts})
     return Regularized(image, scores, null, sig, shrink_all(scores, sig, cuts), settings)
 
@@ -480,12 +484,12 @@ def check_null(
     Returns
     -------
     Null
-        With the recipe's number of null images where none is named.
+        With the recipe's groups and number where none is named.
     """
-    null = null.resolved(recipe.n_null)
     null.check(vit)
+    null = null.resolved(recipe.n_null, recipe.groups)
     if recipe.standardize == "position" and isinstance(null.n, int) and null.n < MIN_NULL_IMAGES:
-        raise ValueError(f"n: standardize='position' needs at least {MIN_NULL_IMAGES} null images, got {null.n}")
+        raise ValueError(f"n: standardize='position' needs at least {MIN_NULL_IMAGES} draws, got {null.n}")
     return null
 
 

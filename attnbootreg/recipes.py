@@ -14,8 +14,8 @@ from .checks import check_choice, check_count, check_finite, check_flag, check_s
 
 # %% ../nbs/11_recipes.ipynb #45d8fb64
 CHOICES = {
-    "scale": ("log", "linear"), "standardize": ("pooled", "position"), "alternative": ("greater", "two-sided"), "tail": ("upper", "both"),
-    "q_method": ("storey", "bh", "by"), "pi0_method": ("bounded", "bootstrap", "smoother", "released"), "pi0_cut": ("count", "percentile"),
+    "scale": ("log", "linear"), "standardize": ("pooled", "shrunken", "position"), "alternative": ("greater", "two-sided"), "tail": ("upper", "both"),
+    "q_method": ("storey", "discarding", "bh", "by"), "pi0_method": ("bounded", "bootstrap", "smoother", "released"), "pi0_cut": ("count", "percentile"),
     "lfdr_null": ("empirical", "theoretical"), "dtype": ("float32", "float64"),
 }  # fmt: skip
 OPEN = ("scale", "alternative", "tail")  # follow the score where they are None
@@ -30,7 +30,8 @@ class Recipe:
     scale : str | None, default None
         z of "log" or "linear" scores; None: the score's own.
     standardize : str, default "pooled"
-        z by all null scores, or "position": each patch by its own.
+        z by all null scores ("pooled"), each patch by its own ("position"), or in between, by
+        how much the patches truly differ ("shrunken").
     alternative : str | None, default None
         p: "greater" or "two-sided"; None: "two-sided" for signed scores.
     pool_observed : bool, default False
@@ -56,7 +57,9 @@ class Recipe:
     dtype : str, default "float64"
         Number format of the computation.
     n_null : int, default 20
-        Null images where no number is given.
+        Null images where no number is given and the whole image is redrawn.
+    groups : int, default 1
+        Groups of patches that are redrawn in turn where none are given; 1: the whole image.
     """
 
     scale: str | None = None
@@ -73,6 +76,7 @@ class Recipe:
     tail: str | None = None
     dtype: str = "float64"
     n_null: int = 20
+    groups: int = 1
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -88,7 +92,8 @@ class Recipe:
             object.__setattr__(self, name, check_flag(getattr(self, name), name))
         if self.lfdr_pi0 is not None:
             object.__setattr__(self, "lfdr_pi0", check_share(self.lfdr_pi0, "lfdr_pi0"))
-        object.__setattr__(self, "n_null", check_count(self.n_null, "n_null"))
+        for name in ("n_null", "groups"):
+            object.__setattr__(self, name, check_count(getattr(self, name), name))
 
     def resolved(self, scale: str = "log", signed: bool = False) -> "Recipe":
         "The same with nothing left open, for scores of this scale and sign."
@@ -111,10 +116,13 @@ class Recipe:
 
 RECIPES = {
     "calibrated": Recipe(),
-    "paper": Recipe(plus_one=False, strict=True, pi0_method="smoother", lfdr_null="theoretical", lfdr_pi0=1.0, n_null=1),
+    "conditional": Recipe(standardize="shrunken", q_method="discarding", groups=16),
+    "paper": Recipe(
+        plus_one=False, strict=True, pi0_method="smoother", lfdr_null="theoretical", lfdr_pi0=1.0, n_null=1,
+    ),
     "released": Recipe(
-        alternative="two-sided", pool_observed=True, plus_one=False, strict=True, pi0_method="released", lfdr_null="theoretical",
-        pi0_cut="percentile", tail="upper", dtype="float32", n_null=1,
+        alternative="two-sided", pool_observed=True, plus_one=False, strict=True,
+        pi0_method="released", lfdr_null="theoretical", pi0_cut="percentile", tail="upper", dtype="float32", n_null=1,
     ),
 }  # fmt: skip
 

@@ -27,6 +27,8 @@ def familywise_p(
 ) -> np.ndarray:
     """p-values adjusted for all patches (and maps) of an image, by the maxima of the null images (Westfall and Young, 1993).
 
+    Raises `ValueError` for null scores of patches that were redrawn in groups.
+
     Parameters
     ----------
     sig : Significance
@@ -46,7 +48,10 @@ def familywise_threshold(
     sig: Significance,
     alpha: float = 0.05,
 ) -> float:
-    """The z above which a score is kept. Raises `ValueError` if there are too few null images for alpha.
+    """The z above which a score is kept.
+
+    Raises `ValueError` if there are too few null images for alpha, or patches were redrawn in
+    groups.
 
     Parameters
     ----------
@@ -77,6 +82,11 @@ def _sizes(z: np.ndarray, sig: Significance) -> np.ndarray:
 
 def _maxima(sig: Significance) -> np.ndarray:
     "The largest size of each null image, over all patches and maps, (B,)."
+    if not sig.joint:
+        raise ValueError(
+            "sig: a maximum over the image needs null images of the whole image, and here patches were redrawn in groups; "
+            "use Null(groups=1), or Null(groups=1, keep=...) for a region that was chosen beforehand"
+        )
     sizes = np.nanmax(_sizes(sig.z0, sig), axis=(-2, -1))
     return sizes if sizes.ndim == 1 else sizes.max(0)
 
@@ -133,7 +143,8 @@ class Regions:
     labels : np.ndarray
         (h, w) int: 0 is no region, 1 the largest.
     table : pd.DataFrame
-        A row a region: patches, peak_row, peak_column, peak_z, mean_z, true_share, size_p.
+        A row a region: patches, peak_row, peak_column, peak_z, mean_z, true_share, and
+        size_p where null images are of the whole image.
     confidence : float
         Of all true shares together.
     """
@@ -195,7 +206,7 @@ def find_regions(
     check_share(alpha, "alpha")
     check_confidence(confidence)
     least = int(np.ceil(1 / (1 - confidence) - 1e-9)) - 1
-    if len(sig.z0) < least:
+    if sig.joint and len(sig.z0) < least:
         warnings.warn(f"sig: with {len(sig.z0)} null images the bounds depend on chance in their draw; take at least {least}", stacklevel=2)
     recipe, tested = sig.recipe, sig.tested
     labels = _by_size(_clusters(sig.p, sig.z, alpha, recipe.tail))
@@ -203,12 +214,16 @@ def find_regions(
         sig.p[tested],
         p_values(sig.z[tested], sig.z0[:, tested], recipe.alternative),  # type: ignore[arg-type]  # resolved
     )  # other recipes may say 0, which no number of null images supports
-    hommel, largest = hommel_bound(p, 1 - confidence), _largest_by_chance(sig, alpha)
-    rows = [_region(sig, p[inside[tested]], inside, hommel, 1 - confidence, largest) for inside in _each(labels)]
+    hommel, each = hommel_bound(p, 1 - confidence), _each(labels)
+    rows = [_region(sig, p[inside[tested]], inside, hommel, 1 - confidence) for inside in each]
     import pandas as pd
 
-    columns = ["patches", "peak_row", "peak_column", "peak_z", "mean_z", "true_share", "size_p"]
-    return Regions(labels, pd.DataFrame(rows, pd.RangeIndex(1, len(rows) + 1, name="region"), columns), confidence)
+    columns = ["patches", "peak_row", "peak_column", "peak_z", "mean_z", "true_share"]
+    table = pd.DataFrame(rows, pd.RangeIndex(1, len(rows) + 1, name="region"), columns)
+    if sig.joint:
+        largest = _largest_by_chance(sig, alpha)
+        table["size_p"] = [(1 + (largest >= size).sum()) / (1 + len(largest)) for size in table["patches"]]
+    return Regions(labels, table, confidence)
 
 # %% ../nbs/16_regions.ipynb #0f86ead7
 def _clusters(p: np.ndarray, z: np.ndarray, alpha: float, tail: str | None) -> np.ndarray:
@@ -242,10 +257,9 @@ def _largest_by_chance(sig: Significance, alpha: float) -> np.ndarray:
     return np.array([np.bincount(_clusters(p, z, alpha, recipe.tail).ravel())[1:].max(initial=0) for p, z in zip(p0, sig.z0)])
 
 
-def _region(sig: Significance, p: np.ndarray, inside: np.ndarray, hommel: int, alpha: float, largest: np.ndarray) -> tuple:
+def _region(sig: Significance, p: np.ndarray, inside: np.ndarray, hommel: int, alpha: float) -> tuple:
     "A row of the table."
     size = int(inside.sum())
     peak_row, peak_column = np.unravel_index(np.argmax(np.where(inside, np.abs(sig.z), -np.inf)), inside.shape)
-    size_p = (1 + (largest >= size).sum()) / (1 + len(largest))
     true_share = _true_finds(p, hommel, alpha) / size
-    return size, int(peak_row), int(peak_column), sig.z[peak_row, peak_column], sig.z[inside].mean(), true_share, size_p
+    return size, int(peak_row), int(peak_column), sig.z[peak_row, peak_column], sig.z[inside].mean(), true_share

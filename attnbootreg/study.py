@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .attention import Attention
 from .batches import progress_bar
-from .bootstrap import Bootstrap, Null, as_null
+from .bootstrap import Bootstrap, Null, NullScores, as_null
 from .checks import check_choice, check_count, check_image, fresh_seed, need
 from .files import name_of, plain, versions, write_beside
 from .loading import ViT, check_vit, load_image
@@ -222,7 +222,7 @@ class Study:
             object.__setattr__(self, field, _axis(getattr(self, field), field, one))
         object.__setattr__(self, "seed", fresh_seed(self.seed))
         _check_names(self.score, [_score_name(score) for score in self.score], "score")
-        _check_names(self.null, [(null.name, null.width, null.n) for null in self.null], "null")
+        _check_names(self.null, [(null.name, null.width, null.groups, null.n) for null in self.null], "null")
         for n, recipe in (pair for pairs in self.judged().values() for pair in pairs):
             if recipe.standardize == "position" and n < MIN_NULL_IMAGES:
                 raise ValueError(f"null: standardize='position' needs at least {MIN_NULL_IMAGES} null images, got {n}")
@@ -231,8 +231,8 @@ class Study:
         "The null images to draw, of each kind the largest number that is wanted, with the numbers and recipes that they are judged with."
         pairs: dict[Null, dict] = {}
         for null, recipe in product(self.null, self.recipe):
-            n = null.resolved(recipe.n_null).n
-            pairs.setdefault(replace(null, n=None), {})[n, recipe] = None
+            resolved = null.resolved(recipe.n_null, recipe.groups)
+            pairs.setdefault(replace(resolved, n=None), {})[resolved.n, recipe] = None
         return {replace(null, n=max(n for n, _ in of_kind)): list(of_kind) for null, of_kind in pairs.items()}
 
     def check(self, vit: ViT) -> None:
@@ -317,7 +317,7 @@ class _Case(NamedTuple):
     setting: dict  # the columns of noise and score
     labels: tuple[str, ...]  # of k maps; ("",) for a single one
     scores: np.ndarray  # (k, h, w)
-    nulls: list[np.ndarray]  # of each kind (k, B, h, w)
+    nulls: list[NullScores]  # of each kind (k, B, h, w)
     roi: np.ndarray  # coverage of the noise, (h, w)
     object_: np.ndarray | None  # of the object
 
@@ -328,10 +328,10 @@ def _score_case(noise: Noise, score: ScoreMap, clean: Tensor, object_: np.ndarra
     mask = noise.mask(vit.img_size, seed, object_)
     x = inject_noise(clean, mask, seed).to(vit.device)
     scores = score_maps(score, vit, x[None])[0].cpu().numpy()
-    nulls = [null.scores(x, vit, score, seed=seed).values for null in study.judged()]
+    nulls = [null.scores(x, vit, score, seed=seed) for null in study.judged()]
     labels = map_labels(score, vit, len(scores)) if scores.ndim == 3 else ("",)
     if scores.ndim == 2:
-        scores, nulls = scores[None], [null[None] for null in nulls]
+        scores, nulls = scores[None], [replace(null, values=null.values[None]) for null in nulls]
     setting = dict(score=_score_name(score), noise=noise.kind, side=side, squares=noise.n, avoid=noise.avoid)
     covered = None if object_ is None else coverage(object_, vit.grid)
     return _Case(setting, labels, scores, nulls, coverage(mask, vit.grid), covered)
@@ -342,8 +342,9 @@ def _case_rows(case: _Case, score: ScoreMap, study: Study) -> Iterator[dict]:
     before = [_measure_scores(scores, case.roi, case.object_) for scores in case.scores]
     for (null, pairs), draws in zip(study.judged().items(), case.nulls):
         for n, recipe in pairs:
-            sig = significance(case.scores, draws[:, :n], recipe.resolved(score.scale, score.signed))
-            setting = {**case.setting, "null": null.name, "width": null.width, "n_null": n, "recipe": recipe.name}
+            first = replace(draws, values=draws.values[:, :n])
+            sig = significance(case.scores, first, recipe.resolved(score.scale, score.signed))
+            setting = {**case.setting, "null": null.name, "width": null.width, "groups": null.groups, "n_null": n, "recipe": recipe.name}
             for j, label in enumerate(case.labels):
                 measured = {**before[j], **_measure_significance(sig[j], case.roi)}
                 for cuts in study.cuts:
@@ -396,7 +397,7 @@ def _study_image(source: Source, vit: ViT, study: Study) -> list[dict]:
 
 # %% ../nbs/23_study.ipynb #0d057d92
 SETTINGS = (
-    "score", "map", "noise", "side", "squares", "avoid", "null", "width", "n_null", "recipe", "cut_p", "cut_q", "cut_lfdr", "cut_z",
+    "score", "map", "noise", "side", "squares", "avoid", "null", "width", "groups", "n_null", "recipe", "cut_p", "cut_q", "cut_lfdr", "cut_z",
 )  # fmt: skip
 KEY = ("image", *SETTINGS)
 
@@ -404,7 +405,7 @@ KEY = ("image", *SETTINGS)
 def _schema() -> pa.Schema:
     "The columns of a study, in order."
     types = {**dict.fromkeys(("score", "map", "noise", "null", "recipe"), pa.string()), "avoid": pa.bool_()}
-    types |= dict.fromkeys(("side", "squares", "n_null"), pa.int32())
+    types |= dict.fromkeys(("side", "squares", "groups", "n_null"), pa.int32())
     numbers = ["pi0", "z_roi", "srmsd", "srmsd_roi", "percentile_before", "area_p", "area_lfdr"]
     numbers += ["object_share_before", "object_auroc_before"]
     metrics = ("percentile", "nonzero", "sensitivity", "specificity", "object_share", "object_kept")

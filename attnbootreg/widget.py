@@ -71,8 +71,8 @@ class Runner:
         "A job for a run."
         with self.lock:
             self.job = Job(lambda job: self._work(job, run), self._ended, self.job)
-            self._screen.progress.start(run.n)
-            self._screen.canvas.say(f"Scoring {run.n} null images of {run.image}.")
+            self._screen.progress.start(run.passes)
+            self._screen.canvas.say(f"Scoring {run.passes} null images of {run.image}.")
             self.job.start()
 
     def cancel(self) -> None:
@@ -365,7 +365,7 @@ class Explorer(widgets.VBox):
             Megabytes of results that are remembered.
         """
         images = {f"scene {i + 1}": one for i, one in enumerate(make_scenes(4, seed=4).images)} if images is None else images
-        lab, null = Lab(vit, images, crop, batch_size, cache_mb), as_null(null).resolved(as_recipe(recipe).n_null)
+        lab, null = Lab(vit, images, crop, batch_size, cache_mb), as_null(null).resolved(as_recipe(recipe).n_null, as_recipe(recipe).groups)
         view = View(Run(next(iter(lab.images)), next(iter(lab.models)), as_score(score), null, seed), None, recipe, cuts)
         if isinstance(first := lab.models[view.run.model], ViT):
             as_score(view.score, first)

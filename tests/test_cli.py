@@ -103,7 +103,7 @@ def test_regularize_equals_the_function(tmp_path, picture):
     assert done.returncode == 0, done.stderr
     loaded = Regularized.load(tmp_path / "out" / "a")
     assert loaded.scores.shape == (4, 6) and loaded.cuts == Cuts(p=0.1, lfdr=0.2)
-    assert loaded.sig.recipe == RECIPES["paper"].resolved() and loaded.settings["null"] == plain(Null("pixel", n=3))
+    assert loaded.sig.recipe == RECIPES["paper"].resolved() and loaded.settings["null"] == plain(Null("pixel", n=3, groups=1))
     assert loaded.settings["seed"] == 1 and loaded.settings["model"]["name"] == "vit_tiny_patch16_224"
 
     done = attnbootreg("regularize", "a.png", "--out", "out", "--n", "3", "--seed", "1", "--dtype", "float32", cwd=tmp_path)

@@ -308,7 +308,7 @@ def test_each_kind_of_null_images_is_drawn_once(vit, monkeypatch):
         null=[Null(n=2), Null(n=5), Null(n=3, width=2), Null("pixel", n=2)], recipe=("calibrated", "paper"), cuts=(Cuts(), Cuts(p=0.1))
     )
     assert len(module.study_image(module.Source("scene 0", "", ""), vit, study)) == len(study) == 4 * 2 * 2
-    assert drawn == [Null(n=5), Null(n=3, width=2), Null("pixel", n=2)]
+    assert drawn == [Null(n=5, groups=1), Null(n=3, width=2, groups=1), Null("pixel", n=2, groups=1)]
 
 
 def centered_norm(vit, x):

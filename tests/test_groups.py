@@ -212,3 +212,9 @@ def test_conditional_differs_from_calibrated_in_three_choices():
     assert other == Recipe(standardize="shrunken", q_method="discarding", groups=16) != one
     z = np.linspace(-2, 2, 9)
     np.testing.assert_array_equal(p_values(z, z, one.alternative or "greater"), p_values(z, z, other.alternative or "greater"))
+
+
+def test_a_picture_of_one_patch_is_redrawn_from_itself():
+    vit = load_vit("vit_tiny_patch16_224", pretrained=False, img_size=16, device="cpu")
+    x = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert np.isfinite(Null(groups=16, n=2).scores(x, vit, Attention(), seed=0).values).all()

@@ -522,9 +522,9 @@ class Null:
         -------
         NullScores
         """
-        parts, tested = [], self.tested(vit, mask)
-        groups, step = self._groups(tested), _auto_step(self._groups(tested))
-        with progress_bar(range(self.passes(vit, mask)), "null images", progress) as bar:
+        parts, groups = [], self._groups(self.tested(vit, mask))
+        step = _auto_step(groups)
+        with progress_bar(range(self._most() * groups), "null images", progress) as bar:
             for passes, part in self.draws(x, vit, score, mask=mask, seed=seed, batch_size=batch_size):
                 parts.append(part)
                 bar.update(passes)

@@ -304,7 +304,7 @@ def score_run(
         done += passes
         tell(done, total)
     values = np.ascontiguousarray(_maps_first(np.concatenate(parts)))
-    null_scores = NullScores(values, joint=null.groups == 1)
+    null_scores = NullScores(values, joint=total == null.n)  # a null image for each draw
     return Scored(picture.pixels, observed, null_scores, tested, labels)
 
 # %% ../nbs/24_explorer.ipynb #ff1b0997

@@ -32,11 +32,12 @@ def _own_error(z: np.ndarray, z0: np.ndarray, recipe: Recipe) -> np.ndarray:
     B = len(z0)
     if recipe.standardize == "position":
         return np.sqrt((1 + np.square(z) / 2) / B)
-    if recipe.standardize == "shrunken" and z.size > 1:
-        weight = max(0, 1 - B * z0.mean(0).var(ddof=1) / z0.var(0, ddof=1).mean())  # of a patch's own mean, recovered from the null z
-        return np.full(z.shape, weight / np.sqrt(B + weight))
     moves = recipe.alternative == "two-sided"  # one-sided, what moves all z alike changes no p
-    return np.full(z.shape, z0.mean(tuple(range(1, z0.ndim))).std(ddof=1) / np.sqrt(B) if moves else 0.0)
+    common = z0.mean(tuple(range(1, z0.ndim))).std(ddof=1) / np.sqrt(B) if moves else 0.0
+    weight = 0.0  # of a patch's own mean; recovered from the null z where it is not 0
+    if recipe.standardize == "shrunken" and z.size > 1:
+        weight = max(0, 1 - B * z0.mean(0).var(ddof=1) / z0.var(0, ddof=1).mean())
+    return np.full(z.shape, np.hypot(common, weight / np.sqrt(B + weight)))
 
 
 def _with_observed(p: np.ndarray, z: np.ndarray, B: int, recipe: Recipe) -> np.ndarray:

@@ -63,7 +63,7 @@ Kinds = Enum(
     },
     type=str,
 )  # fmt: skip
-Recipes = Enum("Recipes", {"calibrated": "calibrated", "conditional": "conditional", "paper": "paper", "released": "released"}, type=str)
+Recipes = Enum("Recipes", {"conditional": "conditional", "calibrated": "calibrated", "paper": "paper", "released": "released"}, type=str)
 Standardizations = Enum("Standardizations", {"pooled": "pooled", "shrunken": "shrunken", "position": "position"}, type=str)
 Noises = Enum("Noises", {"square": "square", "diffuse": "diffuse"}, type=str)
 Engines = Enum("Engines", {"local": "local", "ray": "ray"}, type=str)
@@ -340,7 +340,7 @@ def _regularize(
     groups: Groups = None,
     n_max: NMax = None,
     width: Width = None,
-    recipe: RecipeName = Recipes.calibrated,
+    recipe: RecipeName = Recipes.conditional,
     standardize: Standardize = None,
     p: P = None,
     q: Q = None,
@@ -447,7 +447,7 @@ def _simulate(
     groups: Groups = None,
     n_max: NMax = None,
     width: Width = None,
-    recipe: RecipeName = Recipes.calibrated,
+    recipe: RecipeName = Recipes.conditional,
     standardize: Standardize = None,
     p: P = None,
     q: Q = None,
@@ -537,7 +537,7 @@ def _study(
     width: Annotated[
         list[float] | None, typer.Option(help="For the kind normal: standard deviations of the image; may be repeated.", **_NULL)
     ] = None,
-    recipe: Annotated[list[Recipes], typer.Option(help="Choices for the statistics; may be repeated.", **_CUTS)] = [Recipes.calibrated],
+    recipe: Annotated[list[Recipes], typer.Option(help="Choices for the statistics; may be repeated.", **_CUTS)] = [Recipes.conditional],
     standardize: Standardize = None,
     p: Annotated[
         list[float] | None,

@@ -69,8 +69,9 @@ class Run:
         A name among the models.
     score : ScoreMap, default Attention()
         What is judged; what `regularize` takes is made one.
-    null : Null, default Null(n=20)
-        What it is compared with; what `regularize` takes is made one. Without a number, 20 null images.
+    null : Null, default Null(n=3, groups=16)
+        What it is compared with; what `regularize` takes is made one. Draws and groups that are
+        not named are those of the default recipe.
     seed : int, default 0
         Of the null images and of the noise square.
     square : tuple[int, int, int] | None, default None
@@ -127,15 +128,15 @@ class View:
     map : int | None, default None
         The head, or the number of the map, that is shown; None: the score as it is, or its
         first map.
-    recipe : Recipe | str, default "calibrated"
-        "calibrated", "paper", "released", or a Recipe.
+    recipe : Recipe | str, default "conditional"
+        "conditional", "calibrated", "paper", "released", or a Recipe.
     cuts : Cuts, default Cuts()
         The thresholds of the maps.
     """
 
     run: Run
     map: int | None = None
-    recipe: Recipe | str = "calibrated"
+    recipe: Recipe | str = "conditional"
     cuts: Cuts = Cuts()
 
     def __post_init__(self):

@@ -408,7 +408,7 @@ def regularize(
     vit: ViT,
     score: ScoreMap | Callable[[ViT, Tensor], Tensor] = Attention(),
     null: Null | str | int | Bootstrap = Null(),
-    recipe: Recipe | str = "calibrated",
+    recipe: Recipe | str = "conditional",
     cuts: Cuts = Cuts(),
     seed: int | None = None,
     crop: bool = False,
@@ -432,8 +432,8 @@ def regularize(
         What is judged: Attention(...), Score(function, ...).
     null : Null | str | int | Bootstrap, default Null()
         What it is compared with; "pixel" is short for Null("pixel"), 50 for Null(n=50).
-    recipe : Recipe | str, default "calibrated"
-        "calibrated", "paper", "released", or a Recipe.
+    recipe : Recipe | str, default "conditional"
+        "conditional", "calibrated", "paper", "released", or a Recipe.
     cuts : Cuts, default Cuts()
         The thresholds of the maps.
     seed : int | None, default None

@@ -48,7 +48,7 @@ def _with_observed(p: np.ndarray, z: np.ndarray, B: int, recipe: Recipe) -> np.n
 def p_errors(
     z: np.ndarray,
     z0: np.ndarray,
-    recipe: Recipe | str = "calibrated",
+    recipe: Recipe | str = "conditional",
 ) -> np.ndarray:
     """Monte Carlo standard errors of the p-values, clustered by null image. Raises `ValueError` for a single null image.
 
@@ -58,7 +58,7 @@ def p_errors(
         Observed z-scores, (h, w).
     z0 : np.ndarray
         Null z-scores, (B, h, w), B at least 2.
-    recipe : Recipe | str, default "calibrated"
+    recipe : Recipe | str, default "conditional"
         After which z and p were made.
 
     Returns
@@ -77,7 +77,7 @@ def p_intervals(
     z: np.ndarray,
     z0: np.ndarray,
     confidence: float = 0.99,
-    recipe: Recipe | str = "calibrated",
+    recipe: Recipe | str = "conditional",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intervals for the p-values that infinitely many null images would give (Korn and Graubard, 1998).
 
@@ -93,7 +93,7 @@ def p_intervals(
         Null z-scores, (B, h, w), B at least 2.
     confidence : float, default 0.99
         Of each interval.
-    recipe : Recipe | str, default "calibrated"
+    recipe : Recipe | str, default "conditional"
         After which z and p were made.
 
     Returns
@@ -127,7 +127,7 @@ def undecided(
     z0: np.ndarray,
     alpha: float,
     confidence: float = 0.99,
-    recipe: Recipe | str = "calibrated",
+    recipe: Recipe | str = "conditional",
 ) -> np.ndarray:
     """Scores whose interval holds alpha: other null images might decide otherwise.
 
@@ -141,7 +141,7 @@ def undecided(
         The threshold of p.
     confidence : float, default 0.99
         Of each interval.
-    recipe : Recipe | str, default "calibrated"
+    recipe : Recipe | str, default "conditional"
         After which z and p were made.
 
     Returns

@@ -23,13 +23,13 @@ OPEN = ("scale", "alternative", "tail")  # follow the score where they are None
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
-    """The statistical choices; the defaults are recipe `calibrated`. Raises `ValueError` that names the field for a choice that does not exist.
+    """The statistical choices; the defaults are recipe `conditional`. Raises `ValueError` that names the field for a choice that does not exist.
 
     Parameters
     ----------
     scale : str | None, default None
         z of "log" or "linear" scores; None: the score's own.
-    standardize : str, default "pooled"
+    standardize : str, default "shrunken"
         z by all null scores ("pooled"), each patch by its own ("position"), or in between, by
         how much the patches truly differ ("shrunken").
     alternative : str | None, default None
@@ -42,7 +42,7 @@ class Recipe:
         p: of ties, count null scores > z instead of >= z.
     pi0_method : str | float, default "bounded"
         A method of `estimate_pi0`, or a lambda of Storey's in [0, 1).
-    q_method : str, default "storey"
+    q_method : str, default "discarding"
         A method of `q_values`.
     lfdr_null : str, default "empirical"
         The null of the local rate: "empirical" (the one that made p) or "theoretical", N(0,
@@ -58,25 +58,25 @@ class Recipe:
         Number format of the computation.
     n_null : int, default 20
         Null images where no number is given and the whole image is redrawn.
-    groups : int, default 1
+    groups : int, default 16
         Groups of patches that are redrawn in turn where none are given; 1: the whole image.
     """
 
     scale: str | None = None
-    standardize: str = "pooled"
+    standardize: str = "shrunken"
     alternative: str | None = None
     pool_observed: bool = False
     plus_one: bool = True
     strict: bool = False
     pi0_method: str | float = "bounded"
-    q_method: str = "storey"
+    q_method: str = "discarding"
     lfdr_null: str = "empirical"
     lfdr_pi0: float | None = None
     pi0_cut: str = "count"
     tail: str | None = None
     dtype: str = "float64"
     n_null: int = 20
-    groups: int = 1
+    groups: int = 16
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -114,14 +114,15 @@ class Recipe:
         return f"Recipe({', '.join(shown)})"
 
 
+_WHOLE: dict[str, Any] = {"standardize": "pooled", "q_method": "storey", "groups": 1}  # the null images are noise all over
 RECIPES = {
-    "calibrated": Recipe(),
-    "conditional": Recipe(standardize="shrunken", q_method="discarding", groups=16),
+    "conditional": Recipe(),
+    "calibrated": Recipe(**_WHOLE),
     "paper": Recipe(
-        plus_one=False, strict=True, pi0_method="smoother", lfdr_null="theoretical", lfdr_pi0=1.0, n_null=1,
+        **_WHOLE, plus_one=False, strict=True, pi0_method="smoother", lfdr_null="theoretical", lfdr_pi0=1.0, n_null=1,
     ),
     "released": Recipe(
-        alternative="two-sided", pool_observed=True, plus_one=False, strict=True,
+        **_WHOLE, alternative="two-sided", pool_observed=True, plus_one=False, strict=True,
         pi0_method="released", lfdr_null="theoretical", pi0_cut="percentile", tail="upper", dtype="float32", n_null=1,
     ),
 }  # fmt: skip

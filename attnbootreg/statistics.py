@@ -430,7 +430,7 @@ class Significance:
 def significance(
     scores: np.ndarray | Tensor,
     null: ArrayLike,
-    recipe: Recipe | str = "calibrated",
+    recipe: Recipe | str = "conditional",
     mask: np.ndarray | None = None,
 ) -> Significance:
     """z, p, q, local false discovery rate and share of chance of each score (section 3.1 of arXiv:2604.01339).
@@ -445,8 +445,8 @@ def significance(
         Observed scores, (h, w) or a batch (N, h, w).
     null : ArrayLike
         Null scores, (B, h, w) or a batch (N, B, h, w): an array, a tensor or `NullScores`.
-    recipe : Recipe | str, default "calibrated"
-        "calibrated", "paper", "released", or a Recipe.
+    recipe : Recipe | str, default "conditional"
+        "conditional", "calibrated", "paper", "released", or a Recipe.
     mask : np.ndarray | None, default None
         (h, w) bool: the patches that are tested; default: all.
 

@@ -201,8 +201,8 @@ class Study:
         What is judged: Attention(...), Score(function, ...).
     null : Null | str | int | Bootstrap | Sequence, default Null()
         What it is compared with; "pixel" is Null("pixel"), 50 is Null(n=50).
-    recipe : Recipe | str | Sequence[Recipe | str], default "calibrated"
-        "calibrated", "paper", "released", or a Recipe.
+    recipe : Recipe | str | Sequence[Recipe | str], default "conditional"
+        "conditional", "calibrated", "paper", "released", or a Recipe.
     cuts : Cuts | Sequence[Cuts], default Cuts()
         The thresholds of the maps.
     seed : int, default 0
@@ -212,7 +212,7 @@ class Study:
     noise: Noise | str | Sequence[Noise | str] = Noise()
     score: ScoreMap | Callable[[ViT, Tensor], Tensor] | Sequence = Attention()
     null: Null | str | int | Bootstrap | Sequence = Null()
-    recipe: Recipe | str | Sequence[Recipe | str] = "calibrated"
+    recipe: Recipe | str | Sequence[Recipe | str] = "conditional"
     cuts: Cuts | Sequence[Cuts] = Cuts()
     seed: int = 0
 

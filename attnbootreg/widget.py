@@ -329,7 +329,7 @@ class Explorer(widgets.VBox):
         images: Imagelike | Iterable[Imagelike] | Mapping[str, Imagelike] | None = None,
         score: ScoreMap | Callable[[ViT, Tensor], Tensor] = Attention(),
         null: Null | str | int | Bootstrap = Null(),
-        recipe: Recipe | str = "calibrated",
+        recipe: Recipe | str = "conditional",
         cuts: Cuts = Cuts(),
         seed: int = 0,
         crop: bool = False,
@@ -350,8 +350,8 @@ class Explorer(widgets.VBox):
             What is judged, as for `regularize`.
         null : Null | str | int | Bootstrap, default Null()
             What it is compared with, as for `regularize`.
-        recipe : Recipe | str, default "calibrated"
-            "calibrated", "paper", "released", or a Recipe.
+        recipe : Recipe | str, default "conditional"
+            "conditional", "calibrated", "paper", "released", or a Recipe.
         cuts : Cuts, default Cuts()
             The thresholds of the maps.
         seed : int, default 0

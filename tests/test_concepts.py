@@ -128,7 +128,7 @@ CONCEPTS = {  # two ways to say the same, and something else
     "Null": (Null(n=20), Null("normal", np.int64(20), 1), Null(n=21)),
     "Null of your own": (Null(drawn), Null(drawn, None), Null("pixel")),
     "Null that keeps": (Null(keep=KEEP), Null(keep=KEEP.tolist()), Null(keep=~KEEP)),
-    "Recipe": (Recipe(), RECIPES["calibrated"], RECIPES["paper"]),
+    "Recipe": (Recipe(), RECIPES["conditional"], RECIPES["paper"]),
     "Recipe with numbers": (Recipe(lfdr_pi0=1), Recipe(lfdr_pi0=1.0), Recipe(lfdr_pi0=0.5)),
     "Cuts": (Cuts(p=1), Cuts(p=np.float32(1)), Cuts()),
     "Noise": (Noise(side=9), Noise("square", np.int64(9)), Noise("diffuse")),

@@ -127,7 +127,7 @@ def test_unreadable_file(tmp_path, vit, picture, monkeypatch):
         (dict(null="many"), "kind: there is no 'many'"),
         (dict(null=Null), "null: expected Null.*class"),
         (dict(null=lambda x, generator: None), "must return a tensor"),
-        (dict(null=Null(lambda x, generator: x.flip(1)), recipe=POSITION), "all null images are alike"),
+        (dict(null=Null(lambda x, generator: x.flip(1), n=20, groups=1), recipe=POSITION), "all null images are alike"),
         (dict(null=10, recipe=POSITION), "n: .*position.*at least 20"),
         (dict(null=Null(keep=np.zeros((4, 4), bool))), "keep: .*grid"),
         (dict(recipe="relased"), "recipe: .*did you mean 'released'"),

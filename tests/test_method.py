@@ -33,7 +33,7 @@ def test_same_seed_same_arrays(vit, scene, recipe, kind):
 
 def test_is_the_modules_in_line(vit, scene):
     x = load_image(scene, vit)
-    scores, null = attention_scores(x, vit).numpy(), Null(n=20).scores(x, vit, Attention(), seed=5)
+    scores, null = attention_scores(x, vit).numpy(), Null(n=3, groups=16).scores(x, vit, Attention(), seed=5)
     sig, cuts = significance(scores, null), Cuts(p=0.1)
     res = regularize(scene, vit, seed=5, cuts=cuts)
     for name in SIG:
@@ -44,7 +44,8 @@ def test_is_the_modules_in_line(vit, scene):
 
 def test_default_number_of_null_images(vit, scene):
     assert len(regularize(scene, vit, recipe="released", seed=0).null) == 1
-    assert len(regularize(scene, vit, recipe=Recipe(n_null=3), seed=0).null) == 3
+    assert len(regularize(scene, vit, recipe=Recipe(n_null=4, groups=1), seed=0).null) == 4
+    assert len(regularize(scene, vit, seed=0).null) == 3
     assert len(regularize(scene, vit, null="pixel", recipe="paper", seed=0).null) == 1
     assert len(regularize(scene, vit, null=4, recipe="paper", seed=0).null) == 4
 
@@ -111,11 +112,11 @@ def test_what_was_chosen_is_saved(tmp_path, vit, scene):
 def test_kept_patches_are_the_modules_in_line(vit, scene):
     x = load_image(scene, vit)
     scores = attention_scores(x, vit).numpy()
-    found = significance(scores, Null(n=20).scores(x, vit, Attention(), seed=5)).q <= 0.1
+    found = significance(scores, Null(n=20).scores(x, vit, Attention(), seed=5), "calibrated").q <= 0.1
     assert 0 < found.sum() < found.size
-    beside = Null(n=20, keep=found)
-    res = regularize(scene, vit, null=beside, seed=5)
-    sig = significance(scores, beside.scores(x, vit, Attention(), seed=5), mask=~found)
+    beside = Null(n=20, groups=1, keep=found)
+    res = regularize(scene, vit, null=beside, recipe="calibrated", seed=5)
+    sig = significance(scores, beside.scores(x, vit, Attention(), seed=5), "calibrated", mask=~found)
     for name in SIG:
         np.testing.assert_array_equal(getattr(res.sig, name), getattr(sig, name))
     assert res.sig.pi0 == estimate_pi0(res.sig.p[~found], "bounded") and np.isnan(res.sig.p[found]).all()

@@ -69,8 +69,8 @@ def test_a_constant_factor_changes_nothing(case, factor):
 def test_patches_may_change_places(case, seed):
     scores, null = case
     order = np.random.default_rng(seed).permutation(scores.size)
-    moved = significance(scores.ravel()[order].reshape(scores.shape), null)
-    one = significance(scores, null)
+    moved = significance(scores.ravel()[order].reshape(scores.shape), null, "calibrated")
+    one = significance(scores, null, "calibrated")
     for name in ("p", "q", "lfdr"):
         np.testing.assert_allclose(getattr(moved, name).ravel(), getattr(one, name).ravel()[order], atol=1e-12)
 

@@ -110,7 +110,7 @@ def test_from_the_image_to_the_file(tmp_path, vit, scene, name, recipe):
 
 
 def test_exact_zeros_are_there_and_stay_zero(vit, scene):
-    res = regularize(scene, vit, SCORES["signed"], seed=0)
+    res = regularize(scene, vit, SCORES["signed"], recipe="calibrated", seed=0)
     zero = res.scores == 0
     assert 0.02 < zero.mean() < 0.9 and 0.02 < (np.asarray(res.null) == 0).mean() < 0.9
     assert len(set(res.sig.p[zero])) == 1 and not any(map[zero].any() for map in res.maps.values())
@@ -127,9 +127,9 @@ def test_the_same_score_however_it_is_given(vit, scene):
 
 
 def test_maps_of_one_score_are_judged_as_they_are_alone(vit, scene):
-    together = regularize(scene, vit, SCORES["two maps"], 5, seed=0, batch_size=2)
+    together = regularize(scene, vit, SCORES["two maps"], 5, "calibrated", seed=0, batch_size=2)
     for j, one in enumerate(together):
-        alone = regularize(scene, vit, Score(lambda vit, x, j=j: both(vit, x)[:, j], signed=True), 5, seed=0, batch_size=2)
+        alone = regularize(scene, vit, Score(lambda vit, x, j=j: both(vit, x)[:, j], signed=True), 5, "calibrated", seed=0, batch_size=2)
         for name in ("z", "z0", "p", "q", "lfdr", "pi0"):
             np.testing.assert_array_equal(getattr(one.sig, name), getattr(alone.sig, name))
         for name, map in alone.maps.items():
@@ -141,7 +141,7 @@ def test_maps_of_one_score_are_judged_as_they_are_alone(vit, scene):
 
 @pytest.mark.parametrize("name", ["positive", "signed"])
 def test_regions_and_errors(vit, scene, name):
-    res = regularize(scene, vit, SCORES[name], 19, seed=0)
+    res = regularize(scene, vit, SCORES[name], 19, "calibrated", seed=0)
     sig, found = res.sig, find_regions(res.sig)
     significant = sig.p <= 0.05
     np.testing.assert_array_equal(found.labels > 0, significant & ((sig.z > 0) | (name == "signed") & (sig.z < 0)))

@@ -79,10 +79,15 @@ def measure(scores: np.ndarray, sig: Significance, inside: np.ndarray, thing: np
     return row
 
 
+def pictures_of(folder: Path) -> list[Path]:
+    "The files of a folder."
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def cases(vit: ViT, n: int, folders: dict[str, Path]) -> Iterator[tuple[str, int, Case]]:
     "All pictures, by the name of their group and their number."
     for name, folder in folders.items():
-        for i, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        for i, path in enumerate(pictures_of(folder)):
             yield name, i, picture_case(path, i, vit)
     for kind in ("scenes, beside", "scenes, over a part", "pure noise"):
         for i in range(n):

@@ -44,8 +44,8 @@ def two_groups(null, pi0, n, B, rng):
 
 @pytest.fixture(scope="module")
 def noise(vit):
-    "Scores and null scores of 300 images of i.i.d. normal pixels."
-    images = [torch.randn(3, *vit.img_size, generator=torch.Generator().manual_seed(i)) for i in range(300)]
+    "Scores and null scores of 150 images of i.i.d. normal pixels."
+    images = [torch.randn(3, *vit.img_size, generator=torch.Generator().manual_seed(i)) for i in range(150)]
     nulls = [Null(n=20).scores(x, vit, Attention(), seed=i) for i, x in enumerate(images)]
     return np.stack([attention_scores(x, vit) for x in images]), np.stack(nulls)
 

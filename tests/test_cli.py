@@ -124,7 +124,7 @@ def test_names_on_the_command_line_are_those_of_the_modules():
 
 def test_auto(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    done = attnbootreg("regularize", "a.png", "--out", "out", "--n", "auto", "--n-max", "20", cwd=tmp_path)
+    done = attnbootreg("regularize", "a.png", "--out", "out", "--n", "auto", "--n-max", "20", "--recipe", "calibrated", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = Regularized.load(tmp_path / "out" / "a")
     assert loaded.settings["null"]["n"] == "auto" and len(loaded.null) == 20 and loaded.sig.recipe.name == "calibrated"

@@ -84,11 +84,11 @@ def assert_same(ours, theirs):
     "how",
     [
         dict(null=Null(n=5)),
-        dict(null=Null("patch", n=9), recipe="paper", cuts=Cuts(p=0.1, z=0.5)),
-        dict(null=Null(n=4), recipe="released", cuts=Cuts(lfdr=0.2), seed=3),
+        dict(null=Null("patch", n=9, groups=1), recipe="paper", cuts=Cuts(p=0.1, z=0.5)),
+        dict(null=Null(n=4, groups=1), recipe="released", cuts=Cuts(lfdr=0.2), seed=3),
         dict(null=Null(n=6, width=2.0), score=Attention(layer=2), cuts=Cuts(q=0.3)),
         dict(null=Null(n=6), score=Attention(layer=2, heads=1)),
-        dict(null=Null(n=20), score=Attention(heads="max", query="mean"), recipe=Recipe(standardize="position")),
+        dict(null=Null(n=20, groups=1), score=Attention(heads="max", query="mean"), recipe=Recipe(standardize="position")),
         dict(null=Null(n=6, keep=np.eye(16) > 0), score=Score(brightness, signed=True)),
         dict(null=Null(dim, n=6), score=lightness, recipe=Recipe(alternative="two-sided")),
     ],
@@ -178,9 +178,9 @@ def test_the_code_names_scores_and_nulls(vit, photo, scene):
     own = first_view(lab, n=4, score=lambda vit, x: lightness(vit, x))
     assert "score=explorer.score," in assert_repeats(lab, own)
     assert "score=Attention(layer=2, heads=1)," in assert_repeats(lab, first_view(lab, n=4, layer=2, map=1))
-    assert "null=Null(kind=dim, n=4, groups=1)," in assert_repeats(lab, first_view(lab, null=Null(dim, n=4)))
+    assert "null=Null(kind=dim, n=4, groups=16)," in assert_repeats(lab, first_view(lab, null=Null(dim, n=4)))
     assert "null=explorer.null," in assert_repeats(lab, first_view(lab, null=Null(n=4, keep=np.eye(16) > 0)))
-    position = first_view(lab, n=20, recipe=Recipe(standardize="position"))
+    position = first_view(lab, n=20, groups=1, recipe=Recipe(standardize="position"))
     assert "recipe=Recipe(standardize='position')," in assert_repeats(lab, position)
     for square in (None, (60, 2, 20)):
         assert_repeats(lab, changed(position, image="part", square=square))
@@ -238,7 +238,7 @@ def test_results_are_remembered_and_forgotten(photo, monkeypatch):
     calls, real = [], logic.score_maps
     watch(monkeypatch, lambda *args: calls.append(1) or real(*args))
     lab = Lab(small_vit(), photo, cache_mb=0.1)
-    view = first_view(lab, n=4)
+    view = first_view(lab, n=4, groups=1)
     for head in (None, 0, 2):
         lab.result(replace(view, map=head))
     assert len(calls) == 2  # the image, and one batch of null images, for all heads
@@ -496,7 +496,7 @@ def test_a_picture_of_one_patch(scene):
     explorer = done(small_vit(img_size=8), scene)
     assert canvas_of(explorer).grid == [1, 1] and "too few" in canvas_of(explorer).summary
     controls_of(explorer)["recipe"].value = "paper"
-    assert "no density can be fitted" in canvas_of(explorer).error and controls_of(explorer)["recipe"].value == "calibrated"
+    assert "no density can be fitted" in canvas_of(explorer).error and controls_of(explorer)["recipe"].value == "conditional"
 
 
 def test_closing_stops_the_run(vit, scene, monkeypatch):

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from attnbootreg import (
-    Attention, Cuts, Engine, Noise, Null, Recipe, Score, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
+    RECIPES, Attention, Cuts, Engine, Noise, Null, Recipe, Score, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
     load_vit, make_scenes, roi_percentile, run_study, shrink, significance, square_mask, summarize, suppression_factor, __version__,
 )  # fmt: skip
 from attnbootreg import study as module
@@ -292,7 +292,8 @@ def test_a_study_is_one_value_or_several_and_travels():
 
 
 def test_no_number_is_the_recipes_number(vit, tmp_path):
-    study = Study(recipe=("calibrated", "paper", Recipe(n_null=3)), null=(Null(), 20))
+    three = replace(RECIPES["calibrated"], n_null=3)
+    study = Study(recipe=("calibrated", "paper", three), null=(Null(), 20))
     assert len(study) == 5  # 20, 1 and 3, and 20 for two of them that have another
     run_study("scenes", vit, tmp_path / "study", study, limit=1, progress=False)
     table = load_study(tmp_path / "study")
@@ -386,7 +387,7 @@ def test_an_engine_is_checked(wrong, says):
 def test_another_study_is_refused_with_the_difference(vit, tmp_path):
     run_study("scenes", vit, tmp_path / "study", Study(null=1), limit=1, progress=False)
     with pytest.raises(
-        ValueError, match=r"holds another study: null.n is 1 there and 2 here; recipe.name is 'calibrated' there and 'paper'"
+        ValueError, match=r"holds another study: null.n is 1 there and 2 here; recipe.name is 'conditional' there and 'paper'"
     ):
         run_study("scenes", vit, tmp_path / "study", Study(null=2, recipe="paper"), limit=1, progress=False)
     for other, says in (

@@ -104,7 +104,7 @@ Number = Annotated[
     typer.Option(
         "--n",
         help="Null scores for each patch, a number or auto.",
-        show_default="20, or 1 for the recipes paper and released; in groups 3",
+        show_default="3; without groups 20, or 1 for the recipes paper and released",
         **_NULL,
     ),
 ]
@@ -112,11 +112,11 @@ Groups = Annotated[
     int | None,
     typer.Option(
         help="1: null images are all noise. More: one of so many parts of the patches is redrawn at a time, the rest stays.",
-        show_default="1; 16 for the recipe conditional",
+        show_default="16 for the recipe conditional, 1 for the others",
         **_NULL,
     ),
 ]
-NMax = Annotated[int | None, typer.Option(help="For --n auto: the most null images.", show_default="200", **_NULL)]
+NMax = Annotated[int | None, typer.Option(help="For --n auto: the most null scores for each patch.", show_default="200", **_NULL)]
 Width = Annotated[float | None, typer.Option(help="For the kind normal: standard deviations of the image.", show_default="1.0", **_NULL)]
 
 RecipeName = Annotated[Recipes, typer.Option(help="Choices for the statistics.", **_CUTS)]
@@ -526,13 +526,13 @@ def _study(
         typer.Option(
             "--n",
             help="Null scores for each patch; may be repeated.",
-            show_default="20, or 1 for the recipes paper and released; in groups 3",
+            show_default="3; without groups 20, or 1 for the recipes paper and released",
             **_NULL,
         ),
     ] = None,
     groups: Annotated[
         list[int] | None,
-        typer.Option(help="As for regularize; may be repeated.", show_default="1; 16 for the recipe conditional", **_NULL),
+        typer.Option(help="As for regularize; may be repeated.", show_default="16 for the recipe conditional, 1 for the others", **_NULL),
     ] = None,
     width: Annotated[
         list[float] | None, typer.Option(help="For the kind normal: standard deviations of the image; may be repeated.", **_NULL)

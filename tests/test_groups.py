@@ -1,5 +1,7 @@
 "Null images in groups: what is redrawn, what stays, and what the p-values are worth."
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -218,3 +220,20 @@ def test_a_picture_of_one_patch_is_redrawn_from_itself():
     vit = load_vit("vit_tiny_patch16_224", pretrained=False, img_size=16, device="cpu")
     x = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert np.isfinite(Null(groups=16, n=2).scores(x, vit, Attention(), seed=0).values).all()
+
+
+def test_a_model_with_strong_places():
+    "Position embeddings 15 times as large: some places get more attention in any noise, and are no finds where they are shrunken toward their own."
+    model = copy.deepcopy(load_vit("scenes-plain", device="cpu").model)
+    with torch.no_grad():
+        model.pos_embed[:, 1:] *= 15
+    strong = load_vit(model, img_size=128, device="cpu")
+    noise = [torch.randn(3, *strong.img_size, generator=torch.Generator().manual_seed(i)) for i in range(24)]
+    scores = np.stack([attention_scores(x, strong).numpy() for x in noise])
+    mean = np.log(scores[6:]).mean(0)  # places are chosen on other images than those that are tested
+    top, rate = mean >= np.quantile(mean, 0.9), {}
+    draws = [Null(n=3, groups=16).scores(x, strong, Attention(), seed=i) for i, x in enumerate(noise[:6])]
+    for way in ("pooled", "shrunken"):
+        p = np.stack([significance(*case, Recipe(standardize=way)).p for case in zip(scores, draws)])
+        rate[way] = (p <= 0.05)[:, top].mean()
+    assert rate["pooled"] > 0.15 and rate["shrunken"] < rate["pooled"] / 2

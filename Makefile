@@ -12,7 +12,7 @@ demo: $(VENV)/demo.stamp            ## regularize the attention of one scene; wr
 
 test: lint                          ## rules and types, then every notebook, then every test
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2  # two notebooks at a time, a core each
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests  # two files at a time
 
 lint: $(VENV)/dev.stamp             ## what can be seen without running anything; pyproject.toml says which rules
 	$(BIN)/ruff check

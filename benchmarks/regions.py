@@ -91,23 +91,26 @@ def rows_of(case: Case, vit: ViT, seed: int) -> Iterator[dict]:
         given = Null(n=19, groups=1, keep=~inside).scores(case.x, vit, Attention(), seed=seed)
         sig = significance(scores, given, "calibrated", mask=inside)
         maxima = np.nanmax(sig.z0, axis=(1, 2))
-        yield dict(draws="chosen region", way="largest z", noise=bool((1 + (maxima >= np.nanmax(sig.z)).sum()) / 20 <= LEVEL), object=np.nan)
+        yield dict(
+            draws="chosen region", way="largest z", noise=bool((1 + (maxima >= np.nanmax(sig.z)).sum()) / 20 <= LEVEL), object=np.nan
+        )
 
 
-def cases(vit: ViT, n: int, folders: dict[str, Path]) -> Iterator[tuple[str, int, Case]]:
-    "The first n pictures of each group, other scenes than those of the other benchmark."
-    for i in range(n):
+def cases(vit: ViT, scenes: int, files: int, folders: dict[str, Path]) -> Iterator[tuple[str, int, Case]]:
+    "Other scenes than those of the other benchmark, and the first pictures of each folder."
+    for i in range(scenes):
         for kind in ("scenes, beside", "pure noise"):
             yield kind, i, scene_case(i + 1000, vit, kind)
-        for name, folder in folders.items():
-            if i < len(paths := pictures_of(folder)):
-                yield name, i, picture_case(paths[i], i + 1000, vit)
+    for name, folder in folders.items():
+        for i, path in enumerate(pictures_of(folder)[:files]):
+            yield name, i, picture_case(path, i + 1000, vit)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="table of results, .parquet")
-    parser.add_argument("--pictures", type=int, default=100, help="pictures of each kind")
+    parser.add_argument("--scenes", type=int, default=60, help="scenes of each kind")
+    parser.add_argument("--files", type=int, default=25, help="pictures of each folder, at most")
     parser.add_argument("--models", nargs="+", default=["scenes-plain", "scenes"], help="embedded models")
     parser.add_argument("--photos", type=Path, help="folder of photographs")
     parser.add_argument("--ct", type=Path, help="folder of CT slices")
@@ -115,12 +118,13 @@ def main() -> None:
     rows = pd.read_parquet(given.out).to_dict("records") if given.out.exists() else []
     done = {(row["model"], row["pictures"], row["image"]) for row in rows}
     folders = {name: folder for name, folder in (("photographs", given.photos), ("CT slices", given.ct)) if folder}
+    save = lambda: write_beside({given.out: lambda file: pd.DataFrame(rows).to_parquet(file)})
     for model in given.models:
         vit = load_vit(model)
-        for kind, i, case in tqdm(cases(vit, given.pictures, folders), desc=model):
+        for kind, i, case in tqdm(cases(vit, given.scenes, given.files, folders), desc=model):
             if (model, kind, i) not in done:
                 rows += [dict(model=model, pictures=kind, image=i, **row) for row in rows_of(case, vit, SEED + i)]
-                write_beside({given.out: lambda file: pd.DataFrame(rows).to_parquet(file)})
+                save()
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ SEED = 7  # of the noise and the null images
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder; a table for each model")
-    parser.add_argument("--scenes", type=int, default=100, help="scenes of each kind")
+    parser.add_argument("--scenes", type=int, default=60, help="scenes")
     parser.add_argument("--models", nargs="+", default=["scenes-plain", "scenes"], help="embedded models")
     given = parser.parse_args()
     for model in given.models:
         run_study("scenes", load_vit(model), given.out / model, Study(NOISES, recipe=tuple(RECIPES), seed=SEED), limit=given.scenes)
         table = load_study(given.out / model)
-        write_beside({given.out / f"simulated-{model}.parquet": lambda file: table.to_parquet(file)})
+        small = table.drop(columns=[name for name in table if name.startswith("curve_")])
+        write_beside({given.out / f"simulated-{model}.parquet": small.to_parquet})
 
 
 if __name__ == "__main__":

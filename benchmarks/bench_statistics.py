@@ -6,13 +6,14 @@ Prints a ratio of two times of the same run. The forward passes are timed on a f
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
 
-from attnbootreg import Recipe, attention_scores, load_vit, significance
+from attnbootreg import RECIPES, attention_scores, load_vit, significance
 
 N_NULL, TIMED = 100, 2
 
@@ -35,7 +36,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     scores, null = rng.gamma(4, 1, vit.grid), rng.gamma(4, 1, (N_NULL, *vit.grid))
     print(f"{vit}: {N_NULL + 1} forward passes {forward:.1f} s")
-    for name, recipe in {"pooled": Recipe(), "position": Recipe(standardize="position")}.items():
+    for name, recipe in {"pooled": RECIPES["calibrated"], "position": replace(RECIPES["calibrated"], standardize="position")}.items():
         statistics = seconds(partial(significance, scores, null, recipe), 5)
         print(f"significance, {name}: {statistics:.3f} s, {statistics / forward:.3%} of the forward passes")
 

@@ -200,6 +200,9 @@ class Noise:
         return square_mask(size, self.side, seed, avoid, self.n)
 
 # %% ../nbs/18_simulation.ipynb #bb0ec568
+_OTHER_STREAM = 2**31  # of random numbers; null images count from 0
+
+
 def inject_noise(
     x: Tensor,
     mask: np.ndarray | Tensor,
@@ -227,7 +230,9 @@ def inject_noise(
     if x.ndim != 3 or x.shape[1:] != mask.shape:
         raise ValueError(f"mask: shape {tuple(mask.shape)} is not that of the image {tuple(x.shape)} without its channels")
     mean, std = x.mean((1, 2))[:, None], x.std((1, 2), correction=0)[:, None]
-    grain = torch.randn(x.shape[0], int(mask.sum()), generator=generator_of(fresh_seed(seed), 0, x.device), device=x.device)
+    # from the first pixel on, stream 0 would be that of the first null image with this seed
+    generator = generator_of(fresh_seed(seed), _OTHER_STREAM if mask.flatten()[0] else 0, x.device)
+    grain = torch.randn(x.shape[0], int(mask.sum()), generator=generator, device=x.device)
     noisy = x.clone()
     noisy[:, mask] = (mean + std * grain).to(x.dtype)
     return noisy

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from attnbootreg import (
-    RECIPES, Attention, Cuts, Null, Recipe, bootstrap, estimate_pi0, familywise_p, familywise_threshold, find_regions, load_image,
+    RECIPES, Attention, Cuts, Null, Recipe, bootstrap, estimate_pi0, familywise_p, familywise_threshold, find_regions, inject_noise, load_image,
     local_fdr, metrics, p_errors, p_intervals, p_values, q_values, regularize, shrinkage, significance, simulation, statistics, undecided,
 )  # fmt: skip
+from attnbootreg.masking import pixels_of
 from attnbootreg.method import AUTO_UNDECIDED
 
 ROOT = Path(__file__).parent.parent
@@ -207,3 +208,15 @@ def test_moments_once_an_image(vit, scene, monkeypatch, kind):
     monkeypatch.setitem(bootstrap.KINDS, kind, lambda *args: calls.append(kind) or prepare(*args))
     regularize([scene, scene], vit, null=Null(kind, n=4, groups=1), seed=0, batch_size=3, progress=False)
     assert calls == [kind, kind]
+
+
+# ---- noise and null images of one seed
+
+
+def test_noise_all_over_is_not_its_own_null_image(vit, scene):
+    "With the same seed it was the first null image, up to rounding of the moments, so that no maximum could stand out."
+    noise = inject_noise(load_image(scene, vit), np.ones(vit.img_size, bool), seed=5)
+    for groups in (1, 16):
+        null, redrawn = next(Null(n=1, groups=groups).images(noise, vit, seed=5))
+        there = pixels_of(torch.from_numpy(redrawn), vit.patch_size)
+        assert abs(np.corrcoef(null[:, there].ravel(), noise[:, there].ravel())[0, 1]) < 0.05

@@ -144,7 +144,7 @@ class Regions:
         (h, w) int: 0 is no region, 1 the largest.
     table : pd.DataFrame
         A row a region: patches, peak_row, peak_column, peak_z, mean_z, true_share, and
-        size_p where null images are of the whole image.
+        size_p from null images of the whole image, or from 19 draws in groups or more.
     confidence : float
         Of all true shares together.
     """
@@ -220,7 +220,7 @@ def find_regions(
 
     columns = ["patches", "peak_row", "peak_column", "peak_z", "mean_z", "true_share"]
     table = pd.DataFrame(rows, pd.RangeIndex(1, len(rows) + 1, name="region"), columns)
-    if sig.joint:
+    if sig.joint or len(sig.z0) >= least:  # the draws of neighbors in groups are not joint: see the page for what was measured
         largest = _largest_by_chance(sig, alpha)
         table["size_p"] = [(1 + (largest >= size).sum()) / (1 + len(largest)) for size in table["patches"]]
     return Regions(labels, table, confidence)

@@ -11,8 +11,8 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 
 from attnbootreg import (
-    RECIPES, Attention, Null, Recipe, attention_scores, familywise_p, familywise_threshold, find_regions, load_image, load_vit, p_errors,
-    p_values, q_values, regularize, significance, z_scores,
+    RECIPES, Attention, Null, NullScores, Recipe, attention_scores, familywise_p, familywise_threshold, find_regions, load_image, load_vit,
+    make_scenes, p_errors, p_values, q_values, regularize, significance, z_scores,
 )  # fmt: skip
 from attnbootreg.bootstrap import LOCAL, spread
 from attnbootreg.masking import pixels_of
@@ -237,3 +237,13 @@ def test_a_model_with_strong_places():
         p = np.stack([significance(*case, Recipe(standardize=way)).p for case in zip(scores, draws)])
         rate[way] = (p <= 0.05)[:, top].mean()
     assert rate["pooled"] > 0.15 and rate["shrunken"] < rate["pooled"] / 2
+
+
+def test_sizes_of_regions_need_nineteen_draws(vit):
+    "Clusters of draws in groups are put together from several images; from 19 draws on a size can be significant, and is told."
+    x = load_image(make_scenes(1, seed=21).images[0], vit)
+    scores = attention_scores(x, vit).numpy()
+    draws = Null(n=19, groups=16).scores(x, vit, Attention(), seed=0)
+    table = find_regions(significance(scores, draws)).table
+    assert table["size_p"].iloc[0] == 1 / 20 and table["size_p"].is_monotonic_increasing
+    assert "size_p" not in find_regions(significance(scores, NullScores(draws.values[:18], joint=False))).table

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_count', 'check_share', 'check_confidence', 'check_finite', 'check_positive', 'check_flag', 'check_choice',
-           'check_index', 'fresh_seed', 'generator_of', 'as_array', 'check_patches', 'check_image', 'need']
+           'check_index', 'fresh_seed', 'generator_of', 'as_array', 'check_patches', 'check_image', 'one_line', 'need']
 
 # %% ../nbs/00_checks.ipynb #21d96a3c
 import difflib
@@ -350,6 +350,24 @@ def check_image(
             f"{name}: all pixels have one color, so its null images have zero variance and nothing can be tested; "
             "choose an image with something in it"
         )
+
+# %% ../nbs/00_checks.ipynb #d7bba6d5
+def one_line(
+    error: Exception,
+) -> str:
+    """The text of somebody else's error, to be part of one of ours.
+
+    Parameters
+    ----------
+    error : Exception
+        Whose text may have many lines, or none.
+
+    Returns
+    -------
+    str
+        One line; the error's type if it says nothing.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
 
 # %% ../nbs/00_checks.ipynb #30e44a6c
 def need(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # imported by the commands that need them, so that --help is 
     import pandas as pd
 
     from attnbootreg.bootstrap import Null
-    from attnbootreg.loading import ViT
+    from attnbootreg.layouts import ViT
     from attnbootreg.method import Regularized
     from attnbootreg.recipes import Cuts, Recipe
     from attnbootreg.scores import ScoreMap
@@ -380,7 +380,7 @@ def _regularize_all(
     pictures: list[tuple[Path, Path | None, str]], out: Path, how: "_Settings", seed: int, as_json: bool, quiet: bool
 ) -> int:
     "Regularize and save each picture; returns how many could not be done."
-    from attnbootreg.loading import Masked
+    from attnbootreg.images import Masked
     from attnbootreg.method import regularize
 
     failed, single = 0, len(pictures) == 1
@@ -460,7 +460,8 @@ def _simulate(
     quiet: Quiet = False,
 ) -> None:
     "Put noise into a picture at a known place, regularize its attention, and say what is left of the noise."
-    from attnbootreg import loading
+    from attnbootreg.images import load_image, to_pixels
+    from attnbootreg.loading import load_vit
     from attnbootreg.method import regularize
     from attnbootreg.simulation import Noise, inject_noise
 
@@ -470,9 +471,9 @@ def _simulate(
             _score(score, layer, heads, query), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         _check_targets(out, [image.stem], [image])
-        vit = loading.load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
+        vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         how, mask = _checked(vit, *objects), where.mask(vit.img_size, seed)
-        noisy = loading.to_pixels(inject_noise(loading.load_image(image, vit), mask, seed), vit)
+        noisy = to_pixels(inject_noise(load_image(image, vit), mask, seed), vit)
         result = _one(regularize(noisy, *how, seed=seed, progress=sys.stderr.isatty() and not quiet))
         result.settings["image"] = f"{image} with noise"
         files = result.save(out / f"{image.stem}.png")

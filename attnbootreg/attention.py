@@ -93,8 +93,8 @@ class Attention:
             if not -vit.layers <= layer < vit.layers:
                 raise ValueError(f"layer: {layer} is not a block of {vit.name}; use {-vit.layers} to {vit.layers - 1}")
         for head in self._heads(vit):
-            if isinstance(head, int) and not 0 <= head < vit.heads:
-                raise ValueError(f"heads: {head} is not a head of {vit.name}; use 0 to {vit.heads - 1}")
+            if isinstance(head, int) and not 0 <= head < self.head_count(vit):
+                raise ValueError(f"heads: {head} is not a head of {vit.name}; use 0 to {self.head_count(vit) - 1}")
         if isinstance(self.query, tuple):
             if vit.class_only:
                 raise ValueError(f"query: in {vit.name} only the class token attends to all patches; use 'cls'")
@@ -108,8 +108,12 @@ class Attention:
         pooled = self.query is None and vit.query == "pool" and _several(self.layer) != (-1,)
         return self if self.query is not None else replace(self, query="mean" if pooled else vit.query)
 
+    def head_count(self, vit: ViT) -> int:
+        "How many heads there are; attention pooling can have another number than the blocks."
+        return vit.pool_heads if self.resolved(vit).query == "pool" else vit.heads
+
     def _heads(self, vit: ViT) -> tuple[int | str, ...]:
-        return tuple(range(vit.heads)) if self.heads == "each" else _several(self.heads)
+        return tuple(range(self.head_count(vit))) if self.heads == "each" else _several(self.heads)
 
     @property
     def _is_one(self) -> bool:

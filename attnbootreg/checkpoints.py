@@ -6,7 +6,7 @@
 __all__ = ['WRAPPERS', 'PREFIXES', 'HEADS', 'WEIGHTS', 'read_checkpoint', 'load_checkpoint', 'save_embedded', 'embedded_file',
            'embedded_card', 'build_embedded']
 
-# %% ../nbs/04c_checkpoints.ipynb #d512e9ef
+# %% ../nbs/04c_checkpoints.ipynb #f4b8e7d1
 import argparse
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .files import versions, write_beside
 from .layouts import resampled_positions
 
-# %% ../nbs/04c_checkpoints.ipynb #5272910d
+# %% ../nbs/04c_checkpoints.ipynb #1d48bd81
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -104,7 +104,7 @@ def read_checkpoint(
             state |= _linear_head(beside)
     return state
 
-# %% ../nbs/04c_checkpoints.ipynb #9625dec7
+# %% ../nbs/04c_checkpoints.ipynb #0471b3de
 def _translator(model: nn.Module) -> Callable[..., dict[str, Tensor]] | None:
     "timm's function that translates checkpoints for this model; None for a model of another house."
     homes = (sys.modules.get(kind.__module__) for kind in type(model).__mro__)
@@ -169,7 +169,7 @@ def load_checkpoint(
         raise ValueError(f"checkpoint: {str(path)!r} is of another architecture than the model ({told})")
     model.load_state_dict(state)
 
-# %% ../nbs/04c_checkpoints.ipynb #c5fde519
+# %% ../nbs/04c_checkpoints.ipynb #533fe2ec
 WEIGHTS = Path(str(files("attnbootreg"))) / "weights"  # the embedded models, a .safetensors file each
 
 

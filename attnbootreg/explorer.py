@@ -246,7 +246,7 @@ def with_heads(
 
 
 def _all_heads(score: Attention, vit: ViT) -> Attention:
-    return replace(score, heads=(score.heads, *range(vit.heads)))  # type: ignore[arg-type]  # one of them
+    return replace(score, heads=(score.heads, *range(score.head_count(vit))))  # type: ignore[arg-type]  # one of them
 
 
 def _maps_first(maps: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNREAD', 'quiet', 'PixelModel', 'image_part', 'image_card', 'build_transformers', 'is_transformers_folder']
 
-# %% ../nbs/04d_foreign.ipynb #cd91153c
+# %% ../nbs/04d_foreign.ipynb #e2101ee0
 import inspect
 import json
 import logging
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .checks import need, one_line
 
-# %% ../nbs/04d_foreign.ipynb #49085a5f
+# %% ../nbs/04d_foreign.ipynb #84a93a40
 @contextmanager
 def quiet(
     *names: str,
@@ -43,7 +43,7 @@ def quiet(
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../nbs/04d_foreign.ipynb #5325d39a
+# %% ../nbs/04d_foreign.ipynb #4608cfcf
 class PixelModel(nn.Module):
     """A Hugging Face model as a function of normalized images.
 
@@ -103,7 +103,7 @@ def image_part(
         module = module.vision_model
     return PixelModel(module) if _is_of_transformers(module) else module
 
-# %% ../nbs/04d_foreign.ipynb #ba8adfe3
+# %% ../nbs/04d_foreign.ipynb #ea972098
 def _processor_card(source: str, **options: Any) -> dict[str, Any]:
     "Mean, std, interpolation and size from an image processor's file; nothing if there is none."
     transformers = need("transformers", "hf")
@@ -154,7 +154,7 @@ def image_card(
         )
     return card
 
-# %% ../nbs/04d_foreign.ipynb #e954237b
+# %% ../nbs/04d_foreign.ipynb #75aacfed
 UNREAD = ("pooler", "classifier", "head", "mask_token")  # parts whose weights attention does not depend on
 
 

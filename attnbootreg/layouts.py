@@ -6,9 +6,10 @@
 __all__ = ['IMG_SIZES', 'PATCH_SIZES', 'CLASS_TOKENS', 'OTHER_TOKENS', 'ViT', 'check_vit', 'said_img_size', 'patch_size_of',
            'read_layout', 'check_places', 'check_img_size', 'resampled_positions', 'set_img_size']
 
-# %% ../nbs/04_layouts.ipynb #f1e614ce
+# %% ../nbs/04_layouts.ipynb #848efae2
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from .adapters import AttentionCall, AttentionWeights, Call, attention_calls, listen
 from .checks import check_count, check_index, one_line
 
-# %% ../nbs/04_layouts.ipynb #e0efd371
+# %% ../nbs/04_layouts.ipynb #4001b367
 @dataclass(frozen=True)
 class ViT:
     """A vision transformer in evaluation mode, and what is needed to make its input and to read its attention. `load_vit` makes it.
@@ -58,6 +59,8 @@ class ViT:
         The names of its classes, where they are known.
     class_only : bool, default False
         Whether only the class token attends in the blocks that can be read (class attention).
+    pool_heads : int, default 0
+        Attention heads of attention pooling.
     last_only : bool, default False
         Whether only the last block can be read, since the model gives its weights by
         `get_last_selfattention`.
@@ -79,6 +82,7 @@ class ViT:
     weights: str
     classes: tuple[str, ...] = ()
     class_only: bool = False
+    pool_heads: int = 0
     last_only: bool = False
 
     @property
@@ -137,7 +141,7 @@ def _pooled_keys(prefix: int, grid: tuple[int, int]) -> tuple[int, int]:
     "What attention pooling can ask: the patches, or all tokens."
     return grid[0] * grid[1], prefix + grid[0] * grid[1]
 
-# %% ../nbs/04_layouts.ipynb #63ff6117
+# %% ../nbs/04_layouts.ipynb #de600ddf
 def check_vit(
     vit: object,
 ) -> None:
@@ -152,7 +156,7 @@ def check_vit(
         how = f"load_vit({vit!r})" if isinstance(vit, str) else "load_vit(...)"
         raise TypeError(f"vit: expected what load_vit gives, not {type(vit).__name__}; use {how}")
 
-# %% ../nbs/04_layouts.ipynb #f455c191
+# %% ../nbs/04_layouts.ipynb #aa66f2f8
 IMG_SIZES = ("patch_embed.img_size", "config.image_size", "image_size", "img_size", "input_resolution")
 PATCH_SIZES = ("patch_embed.patch_size", "embeds.patch_size", "config.patch_size", "patch_size")
 
@@ -224,13 +228,13 @@ def patch_size_of(
     size = _said(module, PATCH_SIZES) or cut
     if size is None:
         kind = type(module).__name__
-        what = f"this is a {kind}" if name == kind else f"{name} is a {kind}"
         raise TypeError(
-            f"model: {what}, which does not say how it cuts images into patches; convolutional nets have none. If it does, say patch_size="
+            f"model: {name}{f' ({kind})' * (name != kind)} does not say how it cuts images into patches, and convolutional nets cut none; "
+            "if it does, give patch_size="
         )
     return size
 
-# %% ../nbs/04_layouts.ipynb #e6c65f48
+# %% ../nbs/04_layouts.ipynb #24fcbc07
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 OTHER_TOKENS = ("dist_token", "distillation_token", "reg_token", "register_tokens", "register_token", "reg_tokens")
 
@@ -242,7 +246,7 @@ def _token_names(module: nn.Module, count: int) -> tuple[str, ...]:
     named += ["dist"] if own & set(OTHER_TOKENS[:2]) else []
     return (*named[:count], *(f"register:{i}" for i in range(count - len(named))))
 
-# %% ../nbs/04_layouts.ipynb #3de2c446
+# %% ../nbs/04_layouts.ipynb #8488b4b1
 def _calls(module: nn.Module, name: str, img_size: tuple[int, int]) -> list[AttentionCall]:
     "The attention calls of two images."
     try:
@@ -309,7 +313,7 @@ def read_layout(
     Returns
     -------
     dict[str, Any]
-        Fields of `ViT`: tokens, layers, heads, pool, class_only, last_only.
+        Fields of `ViT`: tokens, layers, heads, pool, pool_heads, class_only, last_only.
     """
     for part in module.modules():
         if hasattr(part, "fused_attn"):
@@ -337,10 +341,10 @@ def read_layout(
     pools = [call for call in whole if call.shape[2:] != blocks[0].shape[2:] and call.shape[3] in _pooled_keys(found, grid)]
     return dict(
         tokens=_token_names(module, found), layers=len(blocks), heads=min(call.shape[1] for call in blocks),
-        pool=bool(pools), class_only=class_only, last_only=told is not None,
+        pool=bool(pools), pool_heads=pools[0].shape[1] if pools else 0, class_only=class_only, last_only=told is not None,
     )  # fmt: skip
 
-# %% ../nbs/04_layouts.ipynb #0ab45fc2
+# %% ../nbs/04_layouts.ipynb #4ac73a37
 def check_places(
     vit: ViT,
 ) -> None:
@@ -376,7 +380,7 @@ def check_places(
                 "only patches in rows behind the prefix tokens can be read. Check patch_size and prefix"
             )
 
-# %% ../nbs/04_layouts.ipynb #a1c5c14b
+# %% ../nbs/04_layouts.ipynb #abbd8b0a
 def check_img_size(
     img_size: int | tuple[int, int],
     patch: tuple[int, int],
@@ -434,13 +438,26 @@ def resampled_positions(
     return resample_abs_pos_embed(flat, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix).reshape(*lead, -1, flat.shape[-1])
 
 
-def _resample(module: nn.Module, old: tuple[int, int], new: tuple[int, int]) -> None:
-    "Resample each parameter that has a position for each patch and few tokens more."
+def _resample(module: nn.Module, old: tuple[int, int] | None, new: tuple[int, int]) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    "Resample each parameter that has a position for each patch and few tokens more; returns what stood there before. An unknown grid is taken for a square."
+    before = []
     for part in module.modules():
         for name, value in list(part.named_parameters(recurse=False)):
-            extra = value.shape[-2] - old[0] * old[1] if value.ndim > 1 else -1
-            if "pos" in name and 0 <= extra <= 16 and value.numel() == value.shape[-2] * value.shape[-1]:
-                setattr(part, name, nn.Parameter(resampled_positions(value.detach(), old, new), requires_grad=False))
+            tokens = value.shape[-2] if value.ndim > 1 else 0
+            grid = old or (isqrt(tokens), isqrt(tokens))
+            if "pos" in name and 0 <= tokens - grid[0] * grid[1] <= 16 and value.numel() == tokens * value.shape[-1]:
+                before.append((part, name, value))
+                setattr(part, name, nn.Parameter(resampled_positions(value.detach(), grid, new), requires_grad=False))
+    return before
+
+
+def _runs(module: nn.Module, size: tuple[int, int]) -> bool:
+    "Whether a model takes images of this size."
+    try:
+        _calls(module, "model", size)
+    except TypeError:
+        return False
+    return True
 
 
 def set_img_size(
@@ -466,8 +483,13 @@ def set_img_size(
     old = said_img_size(module)
     if hasattr(getattr(own, "patch_embed", None), "set_input_size"):
         own.patch_embed.set_input_size(size)
-    if any(hasattr(part, "interpolate_pos_encoding") for part in module.modules()) or old in (None, size):
+    by_itself = any(hasattr(part, "interpolate_pos_encoding") for part in module.modules())
+    if by_itself or old is None and _runs(module, size):  # of a model that does not say its size, the one that is given is taken for it
         return
-    _resample(module, (old[0] // patch[0], old[1] // patch[1]), (size[0] // patch[0], size[1] // patch[1]))
+    grids = [None if one is None else (one[0] // patch[0], one[1] // patch[1]) for one in (old, size)]
+    before = _resample(module, grids[0], grids[1])  # type: ignore[arg-type]  # the second is known
     if hasattr(own, "image_size"):  # torchvision compares it with each side
         own.image_size = size if isinstance(own.image_size, tuple) or size[0] != size[1] else size[0]
+    if not _runs(module, size):  # it does this itself, in a way of its own, and wants its positions as they were
+        for part, name, value in before:
+            setattr(part, name, value)

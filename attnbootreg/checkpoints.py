@@ -6,7 +6,7 @@
 __all__ = ['WRAPPERS', 'PREFIXES', 'HEADS', 'WEIGHTS', 'read_checkpoint', 'load_checkpoint', 'save_embedded', 'embedded_file',
            'embedded_card', 'build_embedded']
 
-# %% ../nbs/04c_checkpoints.ipynb #f4b8e7d1
+# %% ../nbs/04c_checkpoints.ipynb #d31d47bb
 import argparse
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .files import versions, write_beside
 from .layouts import resampled_positions
 
-# %% ../nbs/04c_checkpoints.ipynb #1d48bd81
+# %% ../nbs/04c_checkpoints.ipynb #fa92f571
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -65,15 +65,19 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _linear_head(beside: dict[str, Tensor]) -> dict[str, Tensor]:
-    "A linear layer beside the backbone, as the model's head."
-    name = next((one for one in HEADS if f"{one}.weight" in beside and beside[f"{one}.weight"].ndim == 2), None)
-    return {f"head.{part}": beside[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.{part}" in beside}
+def _linear_head(beside: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    "A linear layer of the model's width beside the backbone, as its head."
+    for name in HEADS:
+        weight = beside.get(f"{name}.weight", torch.empty(0))
+        if weight.ndim == 2 and weight.shape[1] == width:
+            return {"head.weight": weight, "head.bias": beside.get(f"{name}.bias", weight.new_zeros(len(weight)))}
+    return {}
 
 
 def read_checkpoint(
     path: Path,
     names: Iterable[str] = (),
+    width: int = 0,
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a PyTorch state dict, by name; no code in the file is run.
 
@@ -85,6 +89,8 @@ def read_checkpoint(
         The file.
     names : Iterable[str], default ()
         Of the model's own tensors; a prefix that they have stays.
+    width : int, default 0
+        Of the model's features, which its head takes.
 
     Returns
     -------
@@ -101,10 +107,10 @@ def read_checkpoint(
         beside = {name: value for name, value in state.items() if not name.startswith(prefix)}
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if "head.weight" not in state:
-            state |= _linear_head(beside)
+            state |= _linear_head(beside, width)
     return state
 
-# %% ../nbs/04c_checkpoints.ipynb #0471b3de
+# %% ../nbs/04c_checkpoints.ipynb #27da4192
 def _translator(model: nn.Module) -> Callable[..., dict[str, Tensor]] | None:
     "timm's function that translates checkpoints for this model; None for a model of another house."
     homes = (sys.modules.get(kind.__module__) for kind in type(model).__mro__)
@@ -151,7 +157,7 @@ def load_checkpoint(
         Patches down and across of the model.
     """
     own: Any = model
-    state = _translated(read_checkpoint(path, model.state_dict()), model)
+    state = _translated(read_checkpoint(path, model.state_dict(), getattr(own, "num_features", 0)), model)
     head = state.get("head.weight")
     if hasattr(own, "reset_classifier") and (0 if head is None else len(head)) != own.num_classes:
         with torch.random.fork_rng(devices=[]):
@@ -169,7 +175,7 @@ def load_checkpoint(
         raise ValueError(f"checkpoint: {str(path)!r} is of another architecture than the model ({told})")
     model.load_state_dict(state)
 
-# %% ../nbs/04c_checkpoints.ipynb #533fe2ec
+# %% ../nbs/04c_checkpoints.ipynb #22f13efb
 WEIGHTS = Path(str(files("attnbootreg"))) / "weights"  # the embedded models, a .safetensors file each
 
 

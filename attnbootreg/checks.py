@@ -351,7 +351,7 @@ def check_image(
             "choose an image with something in it"
         )
 
-# %% ../nbs/00_checks.ipynb #d7bba6d5
+# %% ../nbs/00_checks.ipynb #577158fa
 def one_line(
     error: Exception,
 ) -> str:
@@ -381,7 +381,7 @@ def need(
     module : str
         The name of the module: "pyarrow", "ray.data".
     extra : str
-        The extra that installs it: "study", "explore" or "ray".
+        The extra that installs it: "study", "explore", "hf" or "ray".
 
     Returns
     -------

@@ -73,10 +73,10 @@ Dtypes = Enum("Dtypes", {"float32": "float32", "bfloat16": "bfloat16"}, type=str
 _MODEL, _SCORE, _NULL, _CUTS = (dict(rich_help_panel=name) for name in ("Model", "Score", "Null images", "Statistics and thresholds"))
 
 Model = Annotated[
-    str, typer.Option(help="A timm name, or the embedded model, which knows only drawn scenes; see `attnbootreg models`.", **_MODEL)
+    str, typer.Option(help="An embedded model, a timm name, or a folder or hub name of Hugging Face; see `attnbootreg models`.", **_MODEL)
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).", **_MODEL)]
-Pretrained = Annotated[bool, typer.Option(help="timm's weights from the hub, or random ones.", **_MODEL)]
+Pretrained = Annotated[bool, typer.Option(help="Weights from the hub, or random ones.", **_MODEL)]
 ImgSize = Annotated[str | None, typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.", **_MODEL)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", **_MODEL)]
 Dtype = Annotated[Dtypes | None, typer.Option(help="Number format of the model.", **_MODEL)]
@@ -91,7 +91,7 @@ Layer = Annotated[
 Heads = Annotated[str | None, typer.Option(help="mean, max, each, or heads separated by commas: 0,3.", show_default="mean", **_SCORE)]
 Query = Annotated[
     str | None,
-    typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default="cls", **_SCORE),
+    typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default="cls, else pool, else mean", **_SCORE),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
@@ -656,7 +656,7 @@ def _demo(
     _tell_simulated(title, result, files, dict(on_object=scene.masks[0], on_noise=noise), as_json, quiet)
 
 # %% ../nbs/27_cli.ipynb #5ba10af1
-_EXTRAS = {"study": ["pyarrow"], "explore": ["ipywidgets", "anywidget", "jupyterlab"], "ray": ["ray"]}
+_EXTRAS = {"study": ["pyarrow"], "explore": ["ipywidgets", "anywidget", "jupyterlab"], "hf": ["transformers"], "ray": ["ray"]}
 
 
 @app.command("models")
@@ -664,7 +664,7 @@ def _models(
     pattern: Annotated[str, typer.Argument(help="As in a shell: 'vit_small*'.")] = "*",
     as_json: Json = False,
 ) -> None:
-    "List the models that can be named, embedded ones first."
+    "List the models that can be named: embedded ones, then timm's that can be read. Those of Hugging Face are named as on their hub."
     from attnbootreg.loading import list_models
 
     names = list_models(pattern)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNREAD', 'quiet', 'PixelModel', 'image_part', 'image_card', 'build_transformers', 'is_transformers_folder']
 
-# %% ../nbs/04d_foreign.ipynb #e2101ee0
+# %% ../nbs/04d_foreign.ipynb #ffab6df5
 import inspect
 import json
 import logging
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .checks import need, one_line
 
-# %% ../nbs/04d_foreign.ipynb #84a93a40
+# %% ../nbs/04d_foreign.ipynb #c69c6b0b
 @contextmanager
 def quiet(
     *names: str,
@@ -43,7 +43,7 @@ def quiet(
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../nbs/04d_foreign.ipynb #4608cfcf
+# %% ../nbs/04d_foreign.ipynb #c85ff160
 class PixelModel(nn.Module):
     """A Hugging Face model as a function of normalized images.
 
@@ -103,7 +103,7 @@ def image_part(
         module = module.vision_model
     return PixelModel(module) if _is_of_transformers(module) else module
 
-# %% ../nbs/04d_foreign.ipynb #ea972098
+# %% ../nbs/04d_foreign.ipynb #5aff7f97
 def _processor_card(source: str, **options: Any) -> dict[str, Any]:
     "Mean, std, interpolation and size from an image processor's file; nothing if there is none."
     transformers = need("transformers", "hf")
@@ -154,7 +154,7 @@ def image_card(
         )
     return card
 
-# %% ../nbs/04d_foreign.ipynb #75aacfed
+# %% ../nbs/04d_foreign.ipynb #48025826
 UNREAD = ("pooler", "classifier", "head", "mask_token")  # parts whose weights attention does not depend on
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE', 'DTYPES', 'WEIGHT_FILES', 'list_models', 'try_timm', 'load_vit']
 
-# %% ../nbs/04e_loading.ipynb #f3d8d5b4
+# %% ../nbs/04e_loading.ipynb #d9e24a19
 import copy
 import difflib
 import fnmatch
@@ -27,7 +27,7 @@ from .foreign import build_transformers, image_card, image_part, is_transformers
 from .kernels import has_instructions
 from .layouts import ViT, check_img_size, check_places, patch_size_of, read_layout, said_img_size, set_img_size
 
-# %% ../nbs/04e_loading.ipynb #a1d0d00c
+# %% ../nbs/04e_loading.ipynb #5bd0b72f
 TABLE = Path(str(files("attnbootreg"))) / "models.json"
 
 
@@ -54,7 +54,7 @@ def list_models(
     there = set(timm.list_models())
     return fnmatch.filter(embedded + [name for names in tried.values() for name in names if name in there], pattern)
 
-# %% ../nbs/04e_loading.ipynb #bc788fa8
+# %% ../nbs/04e_loading.ipynb #e6b1de51
 def try_timm(
     name: str,
 ) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def try_timm(
     patch, size = patch_size_of(module, name), said_img_size(module)
     return read_layout(module, name, size or (224, 224), patch)
 
-# %% ../nbs/04e_loading.ipynb #79e853dd
+# %% ../nbs/04e_loading.ipynb #d08debb2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
@@ -132,7 +132,7 @@ def _build(name: str, pretrained: bool) -> nn.Module:
         raise FileNotFoundError(f"model: there is no folder {name!r}")
     return build_transformers(name, pretrained)
 
-# %% ../nbs/04e_loading.ipynb #11c6f820
+# %% ../nbs/04e_loading.ipynb #92c07d4e
 def _pick_device(device: str | torch.device) -> torch.device:
     "The device asked for; 'auto' is the first of cuda, mps and cpu that is there."
     if device == "auto":
@@ -186,7 +186,7 @@ def _sizes(
         set_img_size(module, size, patch)
     return size, patch
 
-# %% ../nbs/04e_loading.ipynb #00228e9e
+# %% ../nbs/04e_loading.ipynb #2035b5c7
 def load_vit(
     model: str | os.PathLike | nn.Module = "scenes",
     checkpoint: str | os.PathLike | None = None,

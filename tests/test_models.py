@@ -20,11 +20,6 @@ from attnbootreg import Attention, attention_scores, list_models, load_image, lo
 from attnbootreg.loading import TABLE, try_timm
 
 
-@pytest.fixture(autouse=True)
-def _no_downloads(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 # ---- the model's own attention
 
 

@@ -131,7 +131,7 @@ def _heard(
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     return AttentionCall(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
-# %% ../nbs/03_adapters.ipynb #5f2ebf73
+# %% ../nbs/03_adapters.ipynb #3d1243ae
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['WRAPPERS', 'PREFIXES', 'HEADS', 'WEIGHTS', 'read_checkpoint', 'load_checkpoint', 'save_embedded', 'embedded_file',
            'embedded_card', 'build_embedded']
 
-# %% ../nbs/04c_checkpoints.ipynb #d31d47bb
+# %% ../nbs/04c_checkpoints.ipynb #8290ba19
 import argparse
 import json
 import os
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .files import versions, write_beside
 from .layouts import resampled_positions
 
-# %% ../nbs/04c_checkpoints.ipynb #fa92f571
+# %% ../nbs/04c_checkpoints.ipynb #4b1bfeb0
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -110,7 +110,7 @@ def read_checkpoint(
             state |= _linear_head(beside, width)
     return state
 
-# %% ../nbs/04c_checkpoints.ipynb #27da4192
+# %% ../nbs/04c_checkpoints.ipynb #93548fcd
 def _translator(model: nn.Module) -> Callable[..., dict[str, Tensor]] | None:
     "timm's function that translates checkpoints for this model; None for a model of another house."
     homes = (sys.modules.get(kind.__module__) for kind in type(model).__mro__)
@@ -175,7 +175,7 @@ def load_checkpoint(
         raise ValueError(f"checkpoint: {str(path)!r} is of another architecture than the model ({told})")
     model.load_state_dict(state)
 
-# %% ../nbs/04c_checkpoints.ipynb #22f13efb
+# %% ../nbs/04c_checkpoints.ipynb #d680a942
 WEIGHTS = Path(str(files("attnbootreg"))) / "weights"  # the embedded models, a .safetensors file each
 
 

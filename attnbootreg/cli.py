@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Dtypes', 'Model', 'Checkpoint', 'Pretrained',
-           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'Query', 'Json', 'Quiet', 'NullKind', 'Number',
-           'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
+           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Json', 'Quiet',
+           'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z',
+           'NoiseKind', 'LEGEND']
 
 # %% ../nbs/27_cli.ipynb #bdb984a2
 import inspect
@@ -89,9 +90,10 @@ Layer = Annotated[
     typer.Option(help="Block whose attention is read; 0 is the first, -1 the last; may be repeated.", show_default="-1", **_SCORE),
 ]
 Heads = Annotated[str | None, typer.Option(help="mean, max, each, or heads separated by commas: 0,3.", show_default="mean", **_SCORE)]
+OF_THE_MODEL = "cls, or in models without it pool or mean"
 Query = Annotated[
     str | None,
-    typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default="cls, else pool, else mean", **_SCORE),
+    typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default=OF_THE_MODEL, **_SCORE),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]

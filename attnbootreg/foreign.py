@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNREAD', 'quiet', 'PixelModel', 'image_part', 'image_card', 'build_transformers', 'is_transformers_folder']
 
-# %% ../nbs/04d_foreign.ipynb #ffab6df5
+# %% ../nbs/04d_foreign.ipynb #6836f5ad
 import inspect
 import json
 import logging
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .checks import need, one_line
 
-# %% ../nbs/04d_foreign.ipynb #c69c6b0b
+# %% ../nbs/04d_foreign.ipynb #6661e63c
 @contextmanager
 def quiet(
     *names: str,
@@ -43,7 +43,7 @@ def quiet(
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../nbs/04d_foreign.ipynb #c85ff160
+# %% ../nbs/04d_foreign.ipynb #41921796
 class PixelModel(nn.Module):
     """A Hugging Face model as a function of normalized images.
 
@@ -103,7 +103,7 @@ def image_part(
         module = module.vision_model
     return PixelModel(module) if _is_of_transformers(module) else module
 
-# %% ../nbs/04d_foreign.ipynb #5aff7f97
+# %% ../nbs/04d_foreign.ipynb #e2b51717
 def _processor_card(source: str, **options: Any) -> dict[str, Any]:
     "Mean, std, interpolation and size from an image processor's file; nothing if there is none."
     transformers = need("transformers", "hf")
@@ -154,7 +154,7 @@ def image_card(
         )
     return card
 
-# %% ../nbs/04d_foreign.ipynb #48025826
+# %% ../nbs/04d_foreign.ipynb #453c0329
 UNREAD = ("pooler", "classifier", "head", "mask_token")  # parts whose weights attention does not depend on
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Picturelike', 'Masked', 'load_mask', 'load_image', 'to_pixels', 'Loaded', 'load_picture']
 
-# %% ../nbs/04b_images.ipynb #45ce2a13
+# %% ../nbs/04b_images.ipynb #eef54830
 import os
 import warnings
 from dataclasses import dataclass

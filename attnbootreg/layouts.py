@@ -6,7 +6,7 @@
 __all__ = ['IMG_SIZES', 'PATCH_SIZES', 'CLASS_TOKENS', 'OTHER_TOKENS', 'ViT', 'check_vit', 'said_img_size', 'patch_size_of',
            'read_layout', 'check_places', 'check_img_size', 'resampled_positions', 'set_img_size']
 
-# %% ../nbs/04_layouts.ipynb #55ad3eba
+# %% ../nbs/04_layouts.ipynb #7227914e
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isqrt
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .adapters import AttentionCall, AttentionWeights, Call, attention_calls, listen
 from .checks import check_count, check_index, one_line
 
-# %% ../nbs/04_layouts.ipynb #5c533ab2
+# %% ../nbs/04_layouts.ipynb #94c4e614
 @dataclass(frozen=True)
 class ViT:
     """A vision transformer in evaluation mode, and what is needed to make its input and to read its attention. `load_vit` makes it.
@@ -141,7 +141,7 @@ def _pooled_keys(prefix: int, grid: tuple[int, int]) -> tuple[int, int]:
     "What attention pooling can ask: the patches, or all tokens."
     return grid[0] * grid[1], prefix + grid[0] * grid[1]
 
-# %% ../nbs/04_layouts.ipynb #e2c9f892
+# %% ../nbs/04_layouts.ipynb #ca19a488
 def check_vit(
     vit: object,
 ) -> None:
@@ -156,7 +156,7 @@ def check_vit(
         how = f"load_vit({vit!r})" if isinstance(vit, str) else "load_vit(...)"
         raise TypeError(f"vit: expected what load_vit gives, not {type(vit).__name__}; use {how}")
 
-# %% ../nbs/04_layouts.ipynb #0361d4f2
+# %% ../nbs/04_layouts.ipynb #2809069b
 IMG_SIZES = ("patch_embed.img_size", "config.image_size", "image_size", "img_size", "input_resolution")
 PATCH_SIZES = ("patch_embed.patch_size", "embeds.patch_size", "config.patch_size", "patch_size")
 
@@ -234,7 +234,7 @@ def patch_size_of(
         )
     return size
 
-# %% ../nbs/04_layouts.ipynb #c5cf8f66
+# %% ../nbs/04_layouts.ipynb #33d54e27
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 OTHER_TOKENS = ("dist_token", "distillation_token", "reg_token", "register_tokens", "register_token", "reg_tokens")
 
@@ -246,7 +246,7 @@ def _token_names(module: nn.Module, count: int) -> tuple[str, ...]:
     named += ["dist"] if own & set(OTHER_TOKENS[:2]) else []
     return (*named[:count], *(f"register:{i}" for i in range(count - len(named))))
 
-# %% ../nbs/04_layouts.ipynb #02e80802
+# %% ../nbs/04_layouts.ipynb #d9fd88c6
 def _calls(module: nn.Module, name: str, img_size: tuple[int, int]) -> list[AttentionCall]:
     "The attention calls of two images."
     try:
@@ -344,7 +344,7 @@ def read_layout(
         pool=bool(pools), pool_heads=pools[0].shape[1] if pools else 0, class_only=class_only, last_only=told is not None,
     )  # fmt: skip
 
-# %% ../nbs/04_layouts.ipynb #c18bb553
+# %% ../nbs/04_layouts.ipynb #b6fa7c09
 def check_places(
     vit: ViT,
 ) -> None:
@@ -380,7 +380,7 @@ def check_places(
                 "only patches in rows behind the prefix tokens can be read. Check patch_size and prefix"
             )
 
-# %% ../nbs/04_layouts.ipynb #f5644399
+# %% ../nbs/04_layouts.ipynb #be41d042
 def check_img_size(
     img_size: int | tuple[int, int],
     patch: tuple[int, int],

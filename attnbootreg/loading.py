@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE', 'DTYPES', 'WEIGHT_FILES', 'list_models', 'try_timm', 'load_vit']
 
-# %% ../nbs/04e_loading.ipynb #d9e24a19
+# %% ../nbs/04e_loading.ipynb #f6419b4f
 import copy
 import difflib
 import fnmatch
@@ -27,7 +27,7 @@ from .foreign import build_transformers, image_card, image_part, is_transformers
 from .kernels import has_instructions
 from .layouts import ViT, check_img_size, check_places, patch_size_of, read_layout, said_img_size, set_img_size
 
-# %% ../nbs/04e_loading.ipynb #5bd0b72f
+# %% ../nbs/04e_loading.ipynb #f7747807
 TABLE = Path(str(files("attnbootreg"))) / "models.json"
 
 
@@ -54,7 +54,7 @@ def list_models(
     there = set(timm.list_models())
     return fnmatch.filter(embedded + [name for names in tried.values() for name in names if name in there], pattern)
 
-# %% ../nbs/04e_loading.ipynb #e6b1de51
+# %% ../nbs/04e_loading.ipynb #26c8fbda
 def try_timm(
     name: str,
 ) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def try_timm(
     patch, size = patch_size_of(module, name), said_img_size(module)
     return read_layout(module, name, size or (224, 224), patch)
 
-# %% ../nbs/04e_loading.ipynb #d08debb2
+# %% ../nbs/04e_loading.ipynb #ce60876e
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
@@ -132,7 +132,7 @@ def _build(name: str, pretrained: bool) -> nn.Module:
         raise FileNotFoundError(f"model: there is no folder {name!r}")
     return build_transformers(name, pretrained)
 
-# %% ../nbs/04e_loading.ipynb #92c07d4e
+# %% ../nbs/04e_loading.ipynb #953aa351
 def _pick_device(device: str | torch.device) -> torch.device:
     "The device asked for; 'auto' is the first of cuda, mps and cpu that is there."
     if device == "auto":
@@ -186,7 +186,7 @@ def _sizes(
         set_img_size(module, size, patch)
     return size, patch
 
-# %% ../nbs/04e_loading.ipynb #2035b5c7
+# %% ../nbs/04e_loading.ipynb #518c022b
 def load_vit(
     model: str | os.PathLike | nn.Module = "scenes",
     checkpoint: str | os.PathLike | None = None,

@@ -206,7 +206,9 @@ def test_a_pickle_in_a_folder_of_hugging_face_is_refused_too(tmp_path):
 
 
 def test_without_a_network_the_error_says_what_to_download_and_where_to_put_it():
-    with pytest.raises(ValueError, match="https://huggingface.co/timm/vit_small_patch16_224.dino/resolve/main/model.safetensors and give the file"):
+    with pytest.raises(
+        ValueError, match="https://huggingface.co/timm/vit_small_patch16_224.dino/resolve/main/model.safetensors and give the file"
+    ):
         load_vit("vit_small_patch16_224.dino", device="cpu")
     pytest.importorskip("transformers", reason="needs attnbootreg[hf]")
     advice = "config.json, preprocessor_config.json and model.safetensors from https://huggingface.co/facebook/dinov2-small into a folder"

@@ -90,8 +90,14 @@ def check(make, prefix, tolerance=1e-5, classes=(), **options):
         assert scores.shape == (*expected.shape[:-1], h, w) and (scores > 0).all()
         worst = max(worst, float((scores.flatten(2) - expected).abs().max() / expected.max()))
 
-    read = {query: attention_scores(x, vit, tuple(range(vit.layers)), "each", query).unflatten(1, (vit.layers, -1)) for query in vit.queries if query != "pool"}
-    patch = None if vit.class_only else attention_scores(x, vit, tuple(range(vit.layers)), "each", (1, w - 1)).unflatten(1, (vit.layers, -1))
+    read = {
+        query: attention_scores(x, vit, tuple(range(vit.layers)), "each", query).unflatten(1, (vit.layers, -1))
+        for query in vit.queries
+        if query != "pool"
+    }
+    patch = (
+        None if vit.class_only else attention_scores(x, vit, tuple(range(vit.layers)), "each", (1, w - 1)).unflatten(1, (vit.layers, -1))
+    )
     pooled = attention_scores(x, vit, heads="each", query="pool") if vit.pool else None
     tokens = prefix + h * w
     told = own_attention(vit.model, x)
@@ -112,7 +118,14 @@ def check(make, prefix, tolerance=1e-5, classes=(), **options):
         own = next(one for one in told if one.shape[2] != tokens and one.shape[3] in (h * w, tokens))
         close(pooled, own[:, :, 0, -h * w :])
     assert worst <= tolerance, worst
-    return {"model": vit.name, "grid": f"{h} x {w}", "queries": vit.queries, "default": vit.query, "layers": vit.layers, "largest error": worst}
+    return {
+        "model": vit.name,
+        "grid": f"{h} x {w}",
+        "queries": vit.queries,
+        "default": vit.query,
+        "layers": vit.layers,
+        "largest error": worst,
+    }
 
 
 # ---- timm
@@ -168,7 +181,12 @@ TIMM = {  # how it is made, its prefix tokens, the tolerance
     "Gemma's ViT": (lambda: small("gemma4_vit_167m", **TINY), 0, BIASED),
 }
 SIZES = {  # set by load_vit
-    "CaiT, class attention": (64, 96), "XCiT, class attention": (64, 96), "NaFlexViT": (64, 96), "Qwen3's ViT": (64, 96), "DeepSeek's ViT": (56, 84), "Gemma's ViT": (96, 192),
+    "CaiT, class attention": (64, 96),
+    "XCiT, class attention": (64, 96),
+    "NaFlexViT": (64, 96),
+    "Qwen3's ViT": (64, 96),
+    "DeepSeek's ViT": (56, 84),
+    "Gemma's ViT": (96, 192),
 }
 
 
@@ -311,7 +329,9 @@ def test_open_clip(name):
 
 def test_a_whole_open_clip_model_gives_its_image_side_with_its_normalization():
     open_clip = pytest.importorskip("open_clip", reason="needs open_clip_torch")
-    sides = dict(vision_cfg=dict(image_size=64, layers=2, width=64, head_width=32, patch_size=8), text_cfg=dict(width=32, heads=2, layers=1))
+    sides = dict(
+        vision_cfg=dict(image_size=64, layers=2, width=64, head_width=32, patch_size=8), text_cfg=dict(width=32, heads=2, layers=1)
+    )
     model = open_clip.CLIP(embed_dim=16, **sides).eval()
     open_clip.model.set_model_preprocess_cfg(model, dict(size=64, mean=(0.1, 0.2, 0.3), std=(0.4,) * 3, interpolation="bilinear"))
     vit = load_vit(model, device="cpu")
@@ -469,7 +489,11 @@ def test_wrong_sizes_and_orders_are_noticed():
         load_vit(OneHead(), img_size=64, patch_size=16)
     with pytest.raises(ValueError, match="prefix: OneHead has 2 tokens in addition to its 64 patches, not 1"):
         load_vit(OneHead(), img_size=64, prefix=1)
-    for wrong, why in [(dict(patch_size="8"), "patch_size|img_size"), (dict(prefix=-1), "prefix: must be"), (dict(patch_size=0), "patch_size|img_size")]:
+    for wrong, why in [
+        (dict(patch_size="8"), "patch_size|img_size"),
+        (dict(prefix=-1), "prefix: must be"),
+        (dict(patch_size=0), "patch_size|img_size"),
+    ]:
         with pytest.raises(ValueError, match=why):
             load_vit(OneHead(), **{"img_size": 64, **wrong})
 
@@ -532,7 +556,9 @@ def test_names_of_such_models_are_refused_before_anything_is_fetched(name, monke
         load_vit(name, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["DINOv3", "BEiT", "SigLIP, attention pooling", "average pooling, no class token", "CaiT, class attention"])
+@pytest.mark.parametrize(
+    "name", ["DINOv3", "BEiT", "SigLIP, attention pooling", "average pooling, no class token", "CaiT, class attention"]
+)
 def test_any_of_them_is_regularized(name, scene):
     "Without a word about the query; the result says whom it asked."
     vit = load_vit(sharpened(TIMM[name][0]()), device="cpu")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attnbootreg.attention import Attention, attention_scores, upsample
     from attnbootreg.bootstrap import Null, NullScores, bootstrap_images
-    from attnbootreg.loading import Masked, ViT, list_models, load_image, load_vit, to_pixels
+    from attnbootreg.images import Masked, load_image, to_pixels
+    from attnbootreg.layouts import ViT
+    from attnbootreg.loading import list_models, load_vit
     from attnbootreg.method import Regularized, regularize
     from attnbootreg.metrics import (
         Tradeoff, attention_share, auroc, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "attention": "Attention attention_scores upsample",
     "bootstrap": "Null NullScores bootstrap_images",
-    "loading": "Masked ViT list_models load_image load_vit to_pixels",
+    "images": "Masked load_image to_pixels",
+    "layouts": "ViT",
+    "loading": "list_models load_vit",
     "method": "Regularized regularize",
     "metrics": "Tradeoff attention_share auroc roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
     "suppression_factor tradeoff",

@@ -9,7 +9,7 @@ __all__ = ['ROWS', 'Attention', 'attention_scores', 'upsample']
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import AttentionCall, listen
+from .adapters import Call
 from .checks import check_index
-from .loading import ViT, check_vit
+from .layouts import ViT, check_vit
 from .scores import score_maps
 
 # %% ../nbs/08_attention.ipynb #0d830b69
@@ -37,8 +37,8 @@ def _check_head(head: Any) -> int | str:
         raise ValueError(f"heads: {head!r} is not 'mean', 'max', the number of a head or several of these, or 'each' alone") from None
 
 
-def _check_query(query: Any) -> str | tuple[int, int]:
-    if isinstance(query, str) and re.fullmatch(r"cls|dist|mean|pool|register:\d+", query):
+def _check_query(query: Any) -> str | tuple[int, int] | None:
+    if query is None or isinstance(query, str) and re.fullmatch(r"cls|dist|mean|pool|register:\d+", query):
         return query
     if isinstance(query, (tuple, list)) and len(query) == 2:
         row, column = (check_index(place, "query") for place in query)
@@ -59,14 +59,15 @@ class Attention:
     ----------
     layer : int | tuple[int, ...], default -1
         The block, or several; -1 is the last.
-    query : str | tuple[int, int], default "cls"
-        "cls", "mean", "pool", "register:0", or a patch (row, column).
+    query : str | tuple[int, int] | None, default None
+        "cls", "mean", "pool", "register:0", or a patch (row, column); None: the class token,
+        without one attention pooling, without both the mean of the patches.
     heads : str | int | tuple[int | str, ...], default "mean"
         "mean", "max", "each", a head, or several of these.
     """
 
     layer: int | tuple[int, ...] = -1
-    query: str | tuple[int, int] = "cls"
+    query: str | tuple[int, int] | None = None
     heads: str | int | tuple[int | str, ...] = "mean"
 
     scale, signed = "log", False
@@ -92,16 +93,27 @@ class Attention:
             if not -vit.layers <= layer < vit.layers:
                 raise ValueError(f"layer: {layer} is not a block of {vit.name}; use {-vit.layers} to {vit.layers - 1}")
         for head in self._heads(vit):
-            if isinstance(head, int) and not 0 <= head < vit.heads:
-                raise ValueError(f"heads: {head} is not a head of {vit.name}; use 0 to {vit.heads - 1}")
+            if isinstance(head, int) and not 0 <= head < self.head_count(vit):
+                raise ValueError(f"heads: {head} is not a head of {vit.name}; use 0 to {self.head_count(vit) - 1}")
         if isinstance(self.query, tuple):
+            if vit.class_only:
+                raise ValueError(f"query: in {vit.name} only the class token attends to all patches; use 'cls'")
             if not all(0 <= place < length for place, length in zip(self.query, vit.grid)):
                 raise ValueError(f"query: {self.query} is not a patch of {vit.name}; rows and columns are below {vit.grid}")
-        elif self.query not in vit.queries:
+        elif self.query is not None and self.query not in vit.queries:
             raise ValueError(f"query: {vit.name} has no {self.query!r}; use {', '.join(map(repr, vit.queries))} or a patch (row, column)")
 
+    def resolved(self, vit: ViT) -> "Attention":
+        "With the query that the model asks by default, where none is named."
+        pooled = self.query is None and vit.query == "pool" and _several(self.layer) != (-1,)
+        return self if self.query is not None else replace(self, query="mean" if pooled else vit.query)
+
+    def head_count(self, vit: ViT) -> int:
+        "How many heads there are; attention pooling can have another number than the blocks."
+        return vit.pool_heads if self.resolved(vit).query == "pool" else vit.heads
+
     def _heads(self, vit: ViT) -> tuple[int | str, ...]:
-        return tuple(range(vit.heads)) if self.heads == "each" else _several(self.heads)
+        return tuple(range(self.head_count(vit))) if self.heads == "each" else _several(self.heads)
 
     @property
     def _is_one(self) -> bool:
@@ -119,7 +131,7 @@ class Attention:
         "Scores of images (N, 3, H, W) as `load_image` makes them; an ordinary tensor, which may be changed in place."
         self.check(vit)
         with torch.inference_mode():
-            maps = _read(vit, x, self)
+            maps = _read(vit, x, self.resolved(vit))
         return (maps[:, 0] if self._is_one else maps).clone()
 
     def __str__(self) -> str:
@@ -135,16 +147,18 @@ def _read(vit: ViT, x: Tensor, score: Attention) -> Tensor:
     wanted = [0] if pooled else [layer % vit.layers for layer in _several(score.layer)]
     number, heard = itertools.count(), {}
 
-    def hear(call: AttentionCall) -> bool:
-        if call.within != pooled and (layer := next(number)) in wanted:
+    def hear(call: Call) -> bool:
+        if (vit.is_pool if pooled else vit.is_block)(call) and (layer := next(number)) in wanted:
             heard[layer] = _by_heads(_row(call, vit, score.query), score._heads(vit))
         return len(heard) == len(set(wanted))
 
-    listen(lambda: vit.model(x.to(vit.device, vit.dtype)), hear)
+    vit.listen(x, hear)
+    if len(heard) < len(set(wanted)):
+        raise RuntimeError(f"model: {vit.name} made fewer attention calls than when it was loaded; was it changed? Load it again")
     return torch.cat([heard[layer] for layer in wanted], 1).unflatten(-1, vit.grid)
 
 
-def _row(call: AttentionCall, vit: ViT, query: str | tuple[int, int]) -> Tensor:
+def _row(call: Call, vit: ViT, query: str | tuple[int, int] | None) -> Tensor:
     "The attention of one query to the patches, (N, heads, n)."
     n, first = vit.grid[0] * vit.grid[1], vit.prefix
     if query == "mean":
@@ -153,7 +167,7 @@ def _row(call: AttentionCall, vit: ViT, query: str | tuple[int, int]) -> Tensor:
     if isinstance(query, tuple):
         token = first + query[0] * vit.grid[1] + query[1]
     else:
-        token = 0 if query == "pool" else vit.tokens.index(query)
+        token = 0 if query in ("pool", None) else vit.tokens.index(query)
     return call.rows(slice(token, token + 1))[..., 0, -n:]
 
 
@@ -168,7 +182,7 @@ def attention_scores(
     vit: ViT,
     layer: int | tuple[int, ...] = -1,
     heads: str | int | tuple[int | str, ...] = "mean",
-    query: str | tuple[int, int] = "cls",
+    query: str | tuple[int, int] | None = None,
 ) -> Tensor:
     """The attention of one query to each patch: a softmax row, as section 3.2 of arXiv:2604.01339 takes it.
 
@@ -185,8 +199,8 @@ def attention_scores(
         The block; -1 is the last.
     heads : str | int | tuple[int | str, ...], default "mean"
         "mean", "max", "each", a head, or several of these.
-    query : str | tuple[int, int], default "cls"
-        "cls", "mean", "pool", "register:0", or a patch (row, column).
+    query : str | tuple[int, int] | None, default None
+        "cls", "mean", "pool", "register:0", or a patch (row, column); None: `vit.query`.
 
     Returns
     -------

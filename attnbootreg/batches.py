@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .checks import check_count
-from .loading import ViT
+from .layouts import ViT
 
 # %% ../nbs/06_batches.ipynb #3d98cdec
 CPU_BUDGET = 24 * 2**20  # bytes of a batch's tensors; larger batches are no faster there

@@ -19,7 +19,7 @@ from torch import Tensor
 from .batches import check_batch_size, fitting_batch, progress_bar
 from .checks import check_choice, check_count, check_image, check_patches, check_positive, fresh_seed, generator_of
 from .files import name_of
-from .loading import ViT
+from .layouts import ViT
 from .masking import compose, pixels_of
 from .scores import ScoreMap, score_maps
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_count', 'check_share', 'check_confidence', 'check_finite', 'check_positive', 'check_flag', 'check_choice',
-           'check_index', 'fresh_seed', 'generator_of', 'as_array', 'check_patches', 'check_image', 'need']
+           'check_index', 'fresh_seed', 'generator_of', 'as_array', 'check_patches', 'check_image', 'one_line', 'need']
 
 # %% ../nbs/00_checks.ipynb #21d96a3c
 import difflib
@@ -351,6 +351,24 @@ def check_image(
             "choose an image with something in it"
         )
 
+# %% ../nbs/00_checks.ipynb #577158fa
+def one_line(
+    error: Exception,
+) -> str:
+    """The text of somebody else's error, to be part of one of ours.
+
+    Parameters
+    ----------
+    error : Exception
+        Whose text may have many lines, or none.
+
+    Returns
+    -------
+    str
+        One line; the error's type if it says nothing.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
 # %% ../nbs/00_checks.ipynb #30e44a6c
 def need(
     module: str,
@@ -363,7 +381,7 @@ def need(
     module : str
         The name of the module: "pyarrow", "ray.data".
     extra : str
-        The extra that installs it: "study", "explore" or "ray".
+        The extra that installs it: "study", "explore", "hf" or "ray".
 
     Returns
     -------

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Dtypes', 'Model', 'Checkpoint', 'Pretrained',
-           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'Query', 'Json', 'Quiet', 'NullKind', 'Number',
-           'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
+           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Json', 'Quiet',
+           'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z',
+           'NoiseKind', 'LEGEND']
 
 # %% ../nbs/27_cli.ipynb #bdb984a2
 import inspect
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # imported by the commands that need them, so that --help is 
     import pandas as pd
 
     from attnbootreg.bootstrap import Null
-    from attnbootreg.loading import ViT
+    from attnbootreg.layouts import ViT
     from attnbootreg.method import Regularized
     from attnbootreg.recipes import Cuts, Recipe
     from attnbootreg.scores import ScoreMap
@@ -73,10 +74,10 @@ Dtypes = Enum("Dtypes", {"float32": "float32", "bfloat16": "bfloat16"}, type=str
 _MODEL, _SCORE, _NULL, _CUTS = (dict(rich_help_panel=name) for name in ("Model", "Score", "Null images", "Statistics and thresholds"))
 
 Model = Annotated[
-    str, typer.Option(help="A timm name, or the embedded model, which knows only drawn scenes; see `attnbootreg models`.", **_MODEL)
+    str, typer.Option(help="An embedded model, a timm name, or a folder or hub name of Hugging Face; see `attnbootreg models`.", **_MODEL)
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="File with the model's weights (safetensors or a PyTorch state dict).", **_MODEL)]
-Pretrained = Annotated[bool, typer.Option(help="timm's weights from the hub, or random ones.", **_MODEL)]
+Pretrained = Annotated[bool, typer.Option(help="Weights from the hub, or random ones.", **_MODEL)]
 ImgSize = Annotated[str | None, typer.Option(help="Size of the model's input in pixels, 224 or HEIGHTxWIDTH.", **_MODEL)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", **_MODEL)]
 Dtype = Annotated[Dtypes | None, typer.Option(help="Number format of the model.", **_MODEL)]
@@ -89,9 +90,10 @@ Layer = Annotated[
     typer.Option(help="Block whose attention is read; 0 is the first, -1 the last; may be repeated.", show_default="-1", **_SCORE),
 ]
 Heads = Annotated[str | None, typer.Option(help="mean, max, each, or heads separated by commas: 0,3.", show_default="mean", **_SCORE)]
+OF_THE_MODEL = "cls, or in models without it pool or mean"
 Query = Annotated[
     str | None,
-    typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default="cls", **_SCORE),
+    typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default=OF_THE_MODEL, **_SCORE),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
@@ -380,7 +382,7 @@ def _regularize_all(
     pictures: list[tuple[Path, Path | None, str]], out: Path, how: "_Settings", seed: int, as_json: bool, quiet: bool
 ) -> int:
     "Regularize and save each picture; returns how many could not be done."
-    from attnbootreg.loading import Masked
+    from attnbootreg.images import Masked
     from attnbootreg.method import regularize
 
     failed, single = 0, len(pictures) == 1
@@ -460,7 +462,8 @@ def _simulate(
     quiet: Quiet = False,
 ) -> None:
     "Put noise into a picture at a known place, regularize its attention, and say what is left of the noise."
-    from attnbootreg import loading
+    from attnbootreg.images import load_image, to_pixels
+    from attnbootreg.loading import load_vit
     from attnbootreg.method import regularize
     from attnbootreg.simulation import Noise, inject_noise
 
@@ -470,9 +473,9 @@ def _simulate(
             _score(score, layer, heads, query), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         _check_targets(out, [image.stem], [image])
-        vit = loading.load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
+        vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         how, mask = _checked(vit, *objects), where.mask(vit.img_size, seed)
-        noisy = loading.to_pixels(inject_noise(loading.load_image(image, vit), mask, seed), vit)
+        noisy = to_pixels(inject_noise(load_image(image, vit), mask, seed), vit)
         result = _one(regularize(noisy, *how, seed=seed, progress=sys.stderr.isatty() and not quiet))
         result.settings["image"] = f"{image} with noise"
         files = result.save(out / f"{image.stem}.png")
@@ -655,7 +658,7 @@ def _demo(
     _tell_simulated(title, result, files, dict(on_object=scene.masks[0], on_noise=noise), as_json, quiet)
 
 # %% ../nbs/27_cli.ipynb #5ba10af1
-_EXTRAS = {"study": ["pyarrow"], "explore": ["ipywidgets", "anywidget", "jupyterlab"], "ray": ["ray"]}
+_EXTRAS = {"study": ["pyarrow"], "explore": ["ipywidgets", "anywidget", "jupyterlab"], "hf": ["transformers"], "ray": ["ray"]}
 
 
 @app.command("models")
@@ -663,7 +666,7 @@ def _models(
     pattern: Annotated[str, typer.Argument(help="As in a shell: 'vit_small*'.")] = "*",
     as_json: Json = False,
 ) -> None:
-    "List the models that can be named, embedded ones first."
+    "List the models that can be named: embedded ones, then timm's that can be read. Those of Hugging Face are named as on their hub."
     from attnbootreg.loading import list_models
 
     names = list_models(pattern)

@@ -20,7 +20,7 @@ from .bootstrap import KINDS
 from .checks import need
 from .explorer import Lab, View, noise_mask, numbers, one_attention, place_of
 from .explorer import code as code_of
-from .loading import ViT
+from .layouts import ViT
 from .method import Regularized
 from .plots import map_titles
 from .recipes import RECIPES, as_recipe

@@ -29,7 +29,9 @@ from .batches import check_batch_size
 from .bootstrap import Null, NullScores, as_null
 from .checks import check_count, check_flag, check_positive, fresh_seed
 from .files import name_of, plain
-from .loading import Loaded, Masked, Picturelike, ViT, load_image, load_mask, load_picture, load_vit, to_pixels
+from .images import Loaded, Masked, Picturelike, load_image, load_mask, load_picture, to_pixels
+from .layouts import ViT
+from .loading import load_vit
 from .masking import pixels_of
 from .method import Regularized, judge, settings_of
 from .metrics import roi_metrics, roi_percentile
@@ -245,7 +247,7 @@ def with_heads(
 
 
 def _all_heads(score: Attention, vit: ViT) -> Attention:
-    return replace(score, heads=(score.heads, *range(vit.heads)))  # type: ignore[arg-type]  # one of them
+    return replace(score, heads=(score.heads, *range(score.head_count(vit))))  # type: ignore[arg-type]  # one of them
 
 
 def _maps_first(maps: np.ndarray) -> np.ndarray:
@@ -852,7 +854,7 @@ def _image_code(lab: Lab, run: Run) -> tuple[str, list[str], tuple[str, ...]]:  
         height, width = lab.vit(run.model).patch_size
         lines.append(_assign("inside", "", "load_mask", text, "vit", **crop))
         lines.append(f"image = Masked(image, inside.repeat({height}, 0).repeat({width}, 1))")
-        imports += (*_ours("Masked"), "from attnbootreg.loading import load_mask")
+        imports += (*_ours("Masked"), "from attnbootreg.images import load_mask")
     return "image", lines, imports
 
 

@@ -23,7 +23,8 @@ from .batches import check_batch_size, progress_bar
 from .bootstrap import Bootstrap, Null, NullScores, as_null
 from .checks import check_flag, fresh_seed
 from .files import plain, versions, write_beside
-from .loading import Masked, Picturelike, ViT, check_vit, load_picture
+from .images import Masked, Picturelike, load_picture
+from .layouts import ViT, check_vit
 from .precision import p_errors, undecided
 from .recipes import Cuts, Recipe, as_recipe, check_cuts
 from .scores import ScoreMap, as_score, map_labels, score_maps
@@ -228,7 +229,7 @@ def _score_title(card: dict | str) -> str:
     "A score from its plain values: the default one needs no word."
     if not isinstance(card, dict):
         return f", {card}"
-    if card == plain(Attention()):
+    if card == plain(Attention(query="cls")):
         return ""
     if card["type"] == "Score":
         return f", {card['name']}"

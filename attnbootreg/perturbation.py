@@ -15,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from .checks import as_array, check_count, check_image
 from .kernels import FastKernels
-from .loading import ViT
+from .layouts import ViT
 from .masking import compose
 
 # %% ../nbs/20_perturbation.ipynb #667880fb

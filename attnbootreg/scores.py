@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_flag
-from .loading import ViT
+from .layouts import ViT
 
 # %% ../nbs/07_scores.ipynb #23c86c1c
 SCALES = ("log", "linear")
@@ -107,7 +107,8 @@ def as_score(
     score : ScoreMap | Callable[[ViT, Tensor], Tensor]
         A score, or a function, which is taken for one on the linear scale.
     vit : ViT | None, default None
-        The model that it is for, if the score is to be checked against it.
+        The model that it is for, if the score is to be checked against it and completed by what
+        it takes from the model (`Attention` its query).
 
     Returns
     -------
@@ -122,7 +123,7 @@ def as_score(
     check_choice(made.scale, SCALES, "scale")
     if vit is not None and hasattr(made, "check"):
         made.check(vit)
-    return made
+    return made.resolved(vit) if vit is not None and hasattr(made, "resolved") else made
 
 # %% ../nbs/07_scores.ipynb #9f8b4591
 def score_maps(

@@ -30,7 +30,8 @@ from .batches import progress_bar
 from .bootstrap import Bootstrap, Null, NullScores, as_null
 from .checks import check_choice, check_count, check_image, fresh_seed, need
 from .files import name_of, plain, versions, write_beside
-from .loading import ViT, check_vit, load_image
+from .images import load_image
+from .layouts import ViT, check_vit
 from .metrics import attention_share, auroc, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
 from .recipes import Cuts, Recipe, as_recipe, check_cuts
 from .scenes import CLASSES, make_scenes

@@ -26,7 +26,8 @@ from .attention import attention_scores
 from .bootstrap import bootstrap_images
 from .checks import check_count, fresh_seed
 from .files import write_beside
-from .loading import ViT, save_embedded
+from .checkpoints import save_embedded
+from .layouts import ViT
 from .masking import visible_tokens
 from .metrics import attention_share, auroc
 from .scenes import CLASSES, HUES, make_scenes

@@ -21,7 +21,7 @@ from .bootstrap import Bootstrap, Null, as_null
 from .checks import need
 from .controls import Canvas, Controls, Progress, draw
 from .explorer import Cancelled, Imagelike, Job, Lab, Modellike, Run, View, changed, code, place_of
-from .loading import ViT
+from .layouts import ViT
 from .method import Regularized
 from .recipes import Cuts, Recipe, as_recipe
 from .scenes import make_scenes

@@ -1,6 +1,9 @@
 "What several tests share: models, a picture, and folders of the repository."
 
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything is imported: what is not here fails at once
 
 import numpy as np
 import pytest

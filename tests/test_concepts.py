@@ -29,7 +29,7 @@ BAD = {
     load_vit: [
         (dict(model="vit_smal_patch16_224"), "model", "did you mean vit_small_patch16_224"),
         (dict(model=7), "model", r"expected a name or an nn\.Module"),
-        (dict(model=torch.nn.Linear(2, 2)), "model", "not a timm VisionTransformer or a model of its form"),
+        (dict(model=torch.nn.Linear(2, 2)), "model", "give patch_size="),
         (dict(model="mine.pth"), "model", "give the file as checkpoint='mine.pth'"),
         (dict(checkpoint="nowhere.pth"), "checkpoint", "there is no file 'nowhere.pth'"),
         (dict(checkpoint=3), "checkpoint", "path|file"),
@@ -122,7 +122,7 @@ def drawn(x, generator):
 
 KEEP = np.eye(4, dtype=bool)
 CONCEPTS = {  # two ways to say the same, and something else
-    "Attention": (Attention(layer=[0, -1], heads=["mean", 0]), Attention((0, np.int64(-1)), "cls", ("mean", 0)), Attention()),
+    "Attention": (Attention(layer=[0, -1], heads=["mean", 0]), Attention((0, np.int64(-1)), None, ("mean", 0)), Attention()),
     "Attention of a patch": (Attention(query=[1, 2]), Attention(query=(1, 2)), Attention(query=(2, 1))),
     "Score": (Score(depth, maps=["a"]), Score(depth, "linear", False, "depth", ("a",)), Score(depth)),
     "Null": (Null(n=20), Null("normal", np.int64(20), 1), Null(n=21)),
@@ -308,8 +308,8 @@ def test_checks_and_statistics_know_no_models(module):
 
 def test_models_are_known_where_they_are_needed():
     knowing = {name for name in MODULES if any(found.split(".")[0] == "timm" for found in imports(name))}
-    assert knowing <= {"loading", "adapters", "masking", "training"}
-    assert "loading" in reached("method")  # the search itself works
+    assert knowing <= {"loading", "layouts", "checkpoints", "masking", "training"}
+    assert "layouts" in reached("method")  # the search itself works
 
 
 @pytest.mark.parametrize("module", ["checks", "files"])

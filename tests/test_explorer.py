@@ -198,7 +198,7 @@ def test_the_code_names_a_checkpoint(tmp_path, photo):
 
 def test_noise_is_measured_as_in_a_simulation(vit, scene):
     from attnbootreg import coverage, inject_noise, load_image, roi_metrics, roi_percentile, sensitivity, specificity, square_mask
-    from attnbootreg.loading import to_pixels
+    from attnbootreg.images import to_pixels
 
     lab = Lab(vit, [scene])
     view = first_view(lab, n=5, square=(4, 90, 30))

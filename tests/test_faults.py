@@ -172,7 +172,7 @@ def test_all_images_are_checked_before_any_work(vit, scene):
         (lambda vit: load_vit(img_size=(8, 8, 8)), "img_size"),
         (lambda vit: load_vit(device="tpu9"), "device"),
         (lambda vit: load_vit(dtype="float16"), "dtype"),
-        (lambda vit: load_vit(torch.nn.Linear(2, 2)), "not a timm VisionTransformer"),
+        (lambda vit: load_vit(torch.nn.Linear(2, 2)), "does not say how it cuts images into patches"),
         (lambda vit: load_vit(7), "model"),
         (lambda vit: load_vit("vit_tiny_patch16_224.augreg"), "did you mean vit_tiny_patch16_224.augreg_in21k"),
         (lambda vit: make_scenes(0), "n: "),

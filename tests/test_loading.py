@@ -12,7 +12,7 @@ from timm.data import create_transform
 from timm.models import VisionTransformer
 
 from attnbootreg import load_image, load_vit
-from attnbootreg.loading import to_pixels
+from attnbootreg.images import to_pixels
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

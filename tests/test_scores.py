@@ -5,17 +5,15 @@ import re
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import VisionTransformer
-from timm.models.vision_transformer import ParallelThingsBlock
 from torch import nn
 
 from attnbootreg import (
-    RECIPES, Attention, Cuts, Masked, Null, Recipe, Regularized, Score, attention_scores, attention_share, auroc, coverage, familywise_p,
+    RECIPES, Cuts, Masked, Null, Recipe, Regularized, Score, attention_share, auroc, coverage, familywise_p,
     find_regions, load_vit, p_errors, regularize, significance, suppression_factor, tradeoff, undecided,
 )  # fmt: skip
 from attnbootreg.metrics import roi_metrics
@@ -295,127 +293,3 @@ def test_a_mask_is_a_cut(case, data, recipe):
         np.testing.assert_allclose(map[rows, columns], shrink_all(scores[rows, columns], cut)[name], atol=1e-9)
         assert not map[~mask].any()
     np.testing.assert_allclose(familywise_p(part)[rows, columns], familywise_p(cut), atol=1e-12)
-
-
-# ---- attention of many models
-
-
-def plain(**options):
-    return VisionTransformer(**{**dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5), **options})
-
-
-def small(name, **options):
-    return timm.create_model(name, **{**dict(img_size=64, depth=2, num_classes=5), **options})
-
-
-LAYOUTS = {  # how it is made, and its prefix tokens
-    "vit": (lambda: small("vit_tiny_patch16_224"), 1),
-    "deit, distilled": (lambda: small("deit_tiny_distilled_patch16_224"), 2),
-    "deit3, layer scale": (lambda: small("deit3_small_patch16_224"), 1),
-    "dinov2, registers": (lambda: small("vit_small_patch14_reg4_dinov2", img_size=56), 5),
-    "dinov3, rotary": (lambda: small("vit_small_patch16_dinov3"), 5),
-    "eva02, rotary": (lambda: small("eva02_tiny_patch14_224", img_size=56), 1),
-    "beit, relative bias": (lambda: small("beit_base_patch16_224", embed_dim=96, num_heads=3), 1),
-    "relative positions": (lambda: small("vit_relpos_small_patch16_224", embed_dim=96, num_heads=3), 0),
-    "flexivit": (lambda: small("flexivit_small"), 1),
-    "siglip, attention pooling": (lambda: small("vit_base_patch16_siglip_224", embed_dim=96, num_heads=3), 0),
-    "parallel blocks": (lambda: small("vit_pwee_patch16_reg1_gap_256"), 1),
-    "parallel attention": (lambda: plain(block_fn=ParallelThingsBlock), 1),
-    "qk norm, no class token": (lambda: plain(qk_norm=True, class_token=False, global_pool="avg"), 0),
-    "rectangle": (lambda: plain(img_size=(32, 64), reg_tokens=2, no_embed_class=True), 3),
-}
-
-
-def softmaxes(model, x, tokens):
-    "All attention of the model, as it computes it without a fused kernel: (N, heads, tokens, tokens) each."
-    kept = []
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
-        if hasattr(module, "attn_drop"):
-            module.attn_drop.register_forward_hook(lambda module, args, out: kept.append(args[0]))
-    with torch.no_grad():
-        model(x)
-    return [attention for attention in kept if attention.shape[-2:] == (tokens, tokens)]
-
-
-def close(one, other):
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", list(LAYOUTS))
-def test_attention_is_the_models_own_softmax(name):
-    make, prefix = LAYOUTS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = sharpened(make())
-        vit = load_vit(model, device="cpu")
-        x = torch.randn(2, 3, *vit.img_size)
-    h, w = vit.grid
-    assert vit.prefix == prefix
-    own = softmaxes(model, x, prefix + h * w)
-    assert len(own) == vit.layers >= 2 and own[0].shape[1] == vit.heads
-    for layer, attention in enumerate(own):
-        assert attention.amax() > 3 / attention.shape[-1]
-        to_patches = attention[..., prefix:].unflatten(-1, vit.grid)
-        for row, query in enumerate(vit.tokens):
-            close(attention_scores(x, vit, layer, "each", query), to_patches[:, :, row])
-        close(attention_scores(x, vit, layer, "each", "mean"), to_patches[:, :, prefix:].mean(2))
-        close(attention_scores(x, vit, layer, "max", (1, 2)), to_patches[:, :, prefix + w + 2].amax(1))
-    assert vit.pool == ("pool" in vit.queries) == (name == "siglip, attention pooling")
-    for query in vit.queries:
-        scores = attention_scores(x, vit, -1, "each", query)
-        assert scores.shape == (2, vit.heads, h, w) and (scores > 0).all() and (scores.sum((-2, -1)) <= 1 + 1e-5).all()
-        if not prefix or query == "pool":
-            close(scores.sum((-2, -1)), torch.ones(2, vit.heads))
-
-
-@pytest.mark.parametrize("name", ["dinov3, rotary", "beit, relative bias", "siglip, attention pooling"])
-def test_any_of_them_is_regularized(name, scene):
-    vit = load_vit(sharpened(LAYOUTS[name][0]()), device="cpu")
-    res = regularize(scene, vit, Attention(query=vit.queries[-1]), 2, seed=0)
-    assert res.scores.shape == vit.grid and res.settings["score"]["query"] == vit.queries[-1]
-
-
-class Explicit(nn.Module):
-    "Attention that writes its softmax out."
-
-    def __init__(self, attn):
-        super().__init__()
-        self.attn = attn
-
-    def forward(self, x, **options):
-        q, k, v = self.attn.qkv(x).unflatten(-1, (3, 3, -1)).permute(2, 0, 3, 1, 4)
-        return self.attn.proj(((q @ k.mT) * self.attn.scale).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
-
-
-def explicit():
-    model = plain()
-    for block in model.blocks:
-        block.attn = Explicit(block.attn)
-    return model
-
-
-@pytest.mark.parametrize(
-    "make, reason",
-    [
-        (lambda: timm.create_model("resnet18"), "ResNet, not a timm VisionTransformer"),
-        (lambda: timm.create_model("convnext_atto"), "ConvNeXt, not a timm VisionTransformer"),
-        (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "SwinTransformer, not a timm VisionTransformer"),
-        (lambda: timm.create_model("mixer_s32_224"), "MlpMixer, not a timm VisionTransformer"),
-        (lambda: timm.create_model("cait_xxs24_224", depth=2), "no call of it is over all 197 tokens; .* calls of 1 queries and 197 keys"),
-        (lambda: timm.create_model("vit_tiny_r_s16_p8_224"), "does not cut images of three channels into plain patches"),
-        (explicit, "it never calls scaled_dot_product_attention"),
-    ],
-    ids=["resnet", "convnext", "swin", "mixer", "cait", "hybrid", "explicit"],
-)
-def test_models_that_cannot_be_read_are_refused_with_the_reason(make, reason):
-    with pytest.raises(TypeError, match=f"^model: .*{reason}") as error:
-        load_vit(make(), device="cpu")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_names_of_such_models_are_refused_at_once(name):
-    with pytest.raises(TypeError, match=f"^model: '{name}' is not a timm VisionTransformer.*`attnbootreg models` lists"):
-        load_vit(name, pretrained=False, device="cpu")

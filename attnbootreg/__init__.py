@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attnbootreg.precision import p_errors, p_intervals, undecided
     from attnbootreg.recipes import RECIPES, Cuts, Recipe
     from attnbootreg.regions import Regions, familywise_p, familywise_threshold, find_regions, true_finds
+    from attnbootreg.relevance import CDAM, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM, Relevance, Rollout
     from attnbootreg.scenes import Scenes, make_scenes
     from attnbootreg.scores import Score
     from attnbootreg.shrinkage import shrink
@@ -38,6 +39,7 @@ _MODULES = {
     "precision": "p_errors p_intervals undecided",
     "recipes": "RECIPES Cuts Recipe",
     "regions": "Regions familywise_p familywise_threshold find_regions true_finds",
+    "relevance": "CDAM Captum Concept GradCAM InputGradient LeGrad PytorchGradCAM Relevance Rollout",
     "scenes": "Scenes make_scenes",
     "scores": "Score",
     "shrinkage": "shrink",

@@ -163,7 +163,7 @@ def attention_calls(
     return calls
 
 # %% ../nbs/03_adapters.ipynb #c8c28eab
-SLICE_BYTES = 2**26  # of attention weights at a time, where their gradient is wanted
+SLICE_BYTES = 2**24  # of attention weights at a time, where their gradient is wanted
 Fuse = Callable[[Tensor, Tensor], Tensor]
 Tell = Callable[[Tensor, Tensor], object]
 
@@ -181,7 +181,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (query, key, value, mask), (scale, fuse, tell) = ctx.saved_tensors, ctx.settings
         call = AttentionCall(query, key, value, None if mask is None else mask.expand(*query.shape[:3], key.shape[2]), scale)
-        fused, back = [], [torch.empty_like(one) for one in (query, key, value)]
+        fused, back = torch.zeros((), device=query.device), [torch.empty_like(one) for one in (query, key, value)]
         bias = torch.zeros_like(call.mask) if call.mask is not None and ctx.needs_input_grad[3] else None
         heads = max(1, SLICE_BYTES // (4 * len(query) * query.shape[2] * key.shape[2]))
         for start in range(0, query.shape[1], heads):
@@ -189,14 +189,14 @@ class _Attend(torch.autograd.Function):
             part = call.of_heads(some)
             weights, upstream = part.rows(slice(None)), grad[:, some].float()
             of_weights = upstream @ part.value.float().mT
-            fused.append(fuse(weights, of_weights))
+            fused = fused + fuse(weights, of_weights)
             back[2][:, some] = weights.mT @ upstream
             of_logits = of_weights.sub_((weights * of_weights).sum(-1, keepdim=True)).mul_(weights)
             back[0][:, some] = (of_logits @ part.key.float()) * scale
             back[1][:, some] = (of_logits.mT @ part.query.float()) * scale
             if bias is not None:
                 bias[:, some] = of_logits
-        tell(torch.stack(fused).sum(0) / query.shape[1], grad)
+        tell(fused / query.shape[1], grad)
         return *back, bias, None, None, None
 
 

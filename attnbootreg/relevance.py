@@ -218,7 +218,9 @@ class _OfTarget:
 def _check_gradient(gradient: Tensor, what: str) -> Tensor:
     "Raises `ValueError` if the gradient of an image is zero everywhere."
     if not gradient.flatten(1).any(1).all():
-        raise ValueError(f"score: the gradient by {what} is zero everywhere, so the target does not depend on it; choose another block, or another head")
+        raise ValueError(
+            f"score: the gradient by {what} is zero everywhere, so the target does not depend on it; choose another block, or another head"
+        )
     return gradient
 
 
@@ -619,7 +621,9 @@ def _over_parts(values: Tensor, vit: ViT) -> Tensor:
         return values.float().sum(1).flatten(1)
     if values.ndim == 3 and shape[1] == vit.prefix + n:
         return values.float().sum(2)[:, vit.prefix :]
-    raise ValueError(f"method: gives {shape}, which are neither pixels of {vit.img_size} nor patches of {vit.grid} nor {vit.prefix + n} tokens")
+    raise ValueError(
+        f"method: gives {shape}, which are neither pixels of {vit.img_size} nor patches of {vit.grid} nor {vit.prefix + n} tokens"
+    )
 
 
 @dataclass(frozen=True)
@@ -651,7 +655,9 @@ class PytorchGradCAM(_Foreign):
         "Raises `ValueError` if the model lacks the class or is not that of the object."
         super().check(vit)
         if self.cam.model is not vit.model:
-            raise ValueError(f"cam: it is made for another model; make it with the one of {vit.name}: {type(self.cam).__name__}(vit.model, ...)")
+            raise ValueError(
+                f"cam: it is made for another model; make it with the one of {vit.name}: {type(self.cam).__name__}(vit.model, ...)"
+            )
 
     def _maps(self, vit: ViT, x: Tensor) -> Iterator[Tensor]:
         for one in self._targets:
@@ -670,7 +676,7 @@ class PytorchGradCAM(_Foreign):
         maps = []
         for i, layer in enumerate(self.cam.target_layers):
             gradient = _check_gradient(gradients[i], f"layer {i} of the CAM").numpy() if i < len(gradients) else None
-            maps.append(np.maximum(self.cam.get_cam_image(x, layer, targets, activations[i].numpy(), gradient), 0))
+            maps.append(np.maximum(self.cam.get_cam_image(x, layer, targets, activations[i].numpy(), gradient, False), 0))
         return np.mean(maps, 0)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from attnbootreg.loading import Masked, ViT, list_models, load_image, load_vit, to_pixels
     from attnbootreg.method import Regularized, regularize
     from attnbootreg.metrics import (
-        Tradeoff, attention_share, auroc, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
+        Tradeoff, attention_share, auroc, average_precision, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
         suppression_factor, tradeoff,
     )  # fmt: skip
     from attnbootreg.perturbation import Perturbation, perturb
@@ -33,7 +33,7 @@ _MODULES = {
     "bootstrap": "Null NullScores bootstrap_images",
     "loading": "Masked ViT list_models load_image load_vit to_pixels",
     "method": "Regularized regularize",
-    "metrics": "Tradeoff attention_share auroc roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
+    "metrics": "Tradeoff attention_share auroc average_precision roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
     "suppression_factor tradeoff",
     "perturbation": "Perturbation perturb",
     "precision": "p_errors p_intervals undecided",

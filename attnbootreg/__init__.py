@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attnbootreg.recipes import RECIPES, Cuts, Recipe
     from attnbootreg.regions import Regions, familywise_p, familywise_threshold, find_regions, true_finds
     from attnbootreg.relevance import CDAM, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM, Relevance, Rollout
+    from attnbootreg.sanity import sanity_check
     from attnbootreg.scenes import Scenes, make_scenes
     from attnbootreg.scores import Score
     from attnbootreg.shrinkage import shrink
@@ -40,6 +41,7 @@ _MODULES = {
     "recipes": "RECIPES Cuts Recipe",
     "regions": "Regions familywise_p familywise_threshold find_regions true_finds",
     "relevance": "CDAM Captum Concept GradCAM InputGradient LeGrad PytorchGradCAM Relevance Rollout",
+    "sanity": "sanity_check",
     "scenes": "Scenes make_scenes",
     "scores": "Score",
     "shrinkage": "shrink",

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from attnbootreg.loading import list_models, load_vit
     from attnbootreg.method import Regularized, regularize
     from attnbootreg.metrics import (
-        Tradeoff, attention_share, auroc, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
+        Tradeoff, attention_share, auroc, average_precision, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
         suppression_factor, tradeoff,
     )  # fmt: skip
     from attnbootreg.perturbation import Perturbation, perturb
     from attnbootreg.precision import p_errors, p_intervals, undecided
     from attnbootreg.recipes import RECIPES, Cuts, Recipe
     from attnbootreg.regions import Regions, familywise_p, familywise_threshold, find_regions, true_finds
+    from attnbootreg.relevance import CDAM, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM, Relevance, Rollout
+    from attnbootreg.sanity import sanity_check
     from attnbootreg.scenes import Scenes, make_scenes
     from attnbootreg.scores import Score
     from attnbootreg.shrinkage import shrink
@@ -36,12 +38,14 @@ _MODULES = {
     "layouts": "ViT",
     "loading": "list_models load_vit",
     "method": "Regularized regularize",
-    "metrics": "Tradeoff attention_share auroc roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
+    "metrics": "Tradeoff attention_share auroc average_precision roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
     "suppression_factor tradeoff",
     "perturbation": "Perturbation perturb",
     "precision": "p_errors p_intervals undecided",
     "recipes": "RECIPES Cuts Recipe",
     "regions": "Regions familywise_p familywise_threshold find_regions true_finds",
+    "relevance": "CDAM Captum Concept GradCAM InputGradient LeGrad PytorchGradCAM Relevance Rollout",
+    "sanity": "sanity_check",
     "scenes": "Scenes make_scenes",
     "scores": "Score",
     "shrinkage": "shrink",

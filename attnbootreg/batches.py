@@ -59,6 +59,8 @@ def bytes_an_image(
 ) -> int:
     """Bytes of tensors, in addition to the weights, that live at once while one image is scored; counted once a model and score.
 
+    A score may name another that takes as much, `costs_as`; it is counted for both.
+
     Parameters
     ----------
     score : Callable[[ViT, Tensor], Tensor]
@@ -70,7 +72,8 @@ def bytes_an_image(
     -------
     int
     """
-    counted, key = _COUNTED.setdefault(vit.model, {}), (score, vit.img_size, vit.device, vit.dtype)
+    counted = _COUNTED.setdefault(vit.model, {})
+    key = getattr(score, "costs_as", score), vit.img_size, vit.device, vit.dtype
     if key not in counted:
         image = torch.zeros(1, 3, *vit.img_size, device=vit.device, dtype=vit.dtype)
         with _LiveBytes(*vit.model.parameters(), *vit.model.buffers(), image) as bytes_:

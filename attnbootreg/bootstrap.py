@@ -21,7 +21,7 @@ from .checks import check_choice, check_count, check_image, check_patches, check
 from .files import name_of
 from .layouts import ViT
 from .masking import compose, pixels_of
-from .scores import ScoreMap, score_maps
+from .scores import ScoreMap, score_maps, settled
 
 # %% ../nbs/09_bootstrap.ipynb #6f1ce616
 Bootstrap = Callable[[Tensor, torch.Generator], Tensor]  # (3, H, W) and a generator give a null image (3, H, W)
@@ -449,6 +449,9 @@ class Null:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Null scores batch by batch: of n draws, or of up to n_max with n='auto'.
 
+        What the score leaves open, as the class that is predicted, is settled by the observed
+        image.
+
         Parameters
         ----------
         x : Tensor
@@ -471,8 +474,9 @@ class Null:
             or (m, k, h, w); with groups m may be 0.
         """
         images, groups = self.images(x, vit, mask=mask, seed=seed), self._groups(self.tested(vit, mask))
-        gathered = _Rounds(groups)
-        for passes in _batches(self, groups, _batch_size(batch_size, self, groups, score, vit)):
+        gathered, size = _Rounds(groups), _batch_size(batch_size, self, groups, score, vit)
+        score = settled(score, vit, x)
+        for passes in _batches(self, groups, size):
             batch, redrawn = torch.empty(passes, *x.shape, dtype=x.dtype, device=vit.device), []
             for i, (image, patches) in enumerate(islice(images, passes)):
                 batch[i] = image

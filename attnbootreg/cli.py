@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Dtypes', 'Model', 'Checkpoint', 'Pretrained',
-           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Json', 'Quiet',
-           'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z',
+           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Target', 'Json',
+           'Quiet', 'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z',
            'NoiseKind', 'LEGEND']
 
 # %% ../nbs/27_cli.ipynb #bdb984a2
@@ -83,17 +83,29 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", **_MODEL)]
 Dtype = Annotated[Dtypes | None, typer.Option(help="Number format of the model.", **_MODEL)]
 
 ScoreName = Annotated[
-    str | None, typer.Option(help="module:name of your own score or function; the current folder is searched first.", **_SCORE)
+    str | None,
+    typer.Option(
+        help="Rollout, CDAM, GradCAM, Relevance, LeGrad, InputGradient, or module:name of your own; the current folder is searched first.",
+        show_default="Attention",
+        **_SCORE,
+    ),
 ]
 Layer = Annotated[
     list[int] | None,
-    typer.Option(help="Block whose attention is read; 0 is the first, -1 the last; may be repeated.", show_default="-1", **_SCORE),
+    typer.Option(
+        help="Block of Attention or GradCAM; 0 is the first, -1 the last; may be repeated for attention.", show_default="-1", **_SCORE
+    ),
 ]
 Heads = Annotated[str | None, typer.Option(help="mean, max, each, or heads separated by commas: 0,3.", show_default="mean", **_SCORE)]
 OF_THE_MODEL = "cls, or in models without it pool or mean"
 Query = Annotated[
     str | None,
     typer.Option(help="Whose attention: cls, mean, pool, register:0, or a patch ROW,COLUMN.", show_default=OF_THE_MODEL, **_SCORE),
+]
+
+Target = Annotated[
+    list[str] | None,
+    typer.Option(help="Class of a map of a class, by number or name; may be repeated.", show_default="the predicted class", **_SCORE),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
@@ -166,17 +178,35 @@ def _several(values: list) -> object:
     return values[0] if len(values) == 1 else tuple(values)
 
 # %% ../nbs/27_cli.ipynb #ba8ed0e5
-def _score(name: str | None, layer: list[int] | None, heads: str | None, query: str | None) -> "ScoreMap":
+def _score(name: str | None, layer: list[int] | None, heads: str | None, query: str | None, target: list[str] | None) -> "ScoreMap":
     "The score that is judged."
+    from dataclasses import fields
+
     from attnbootreg.attention import Attention
+    from attnbootreg.checks import check_choice
+    from attnbootreg.relevance import MAPS
+
+    given = _given(layer=_several(layer) if layer else None, heads=heads and _parts(heads), query=query and _parts(query))
+    given |= _given(target=_several([int(one) if one.isdigit() else one for one in target]) if target else None)
+    kinds: dict[str, Any] = {"Attention": Attention, **MAPS}
+    if name is None or ":" not in name:
+        name = check_choice(name or "Attention", kinds, "score", ", or module:name of your own")
+        _check_fields(name, given, [field.name for field in fields(kinds[name])])
+        return kinds[name](**given)
+    _check_fields(name, given, [])
+    return _own_score(name)
+
+
+def _check_fields(name: str, given: dict, known: list[str]) -> None:
+    "Raises `ValueError` for options that the score has no field for."
+    if unknown := ", ".join(f"--{option}" for option in given if option not in known):
+        raise ValueError(f"score: {unknown} cannot be used with {name}; leave out one or the other")
+
+
+def _own_score(name: str) -> "ScoreMap":
+    "A score of the user's, by module:name."
     from attnbootreg.scores import import_score
 
-    attention = _given(layer=_several(layer) if layer else None, heads=heads and _parts(heads), query=query and _parts(query))
-    if name is None:
-        return Attention(**attention)
-    if attention:
-        typed = ", ".join(f"--{option}" for option in attention)
-        raise ValueError(f"score: {name} is not attention, so {typed} cannot be used with it; leave out one or the other")
     sys.path.insert(0, str(Path.cwd()))  # a command does not look there by itself
     try:
         return import_score(name)
@@ -337,6 +367,7 @@ def _regularize(
     layer: Layer = None,
     heads: Heads = None,
     query: Query = None,
+    target: Target = None,
     null: NullKind = Kinds.normal,
     n: Number = None,
     groups: Groups = None,
@@ -365,7 +396,7 @@ def _regularize(
     try:
         seed = fresh_seed(seed)
         objects = (
-            _score(score, layer, heads, query), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         names, masks = _names(images), _masks(mask, images)
         _check_targets(out, names, [*images, *filter(None, masks)])
@@ -444,6 +475,7 @@ def _simulate(
     layer: Layer = None,
     heads: Heads = None,
     query: Query = None,
+    target: Target = None,
     null: NullKind = Kinds.normal,
     n: Number = None,
     groups: Groups = None,
@@ -470,7 +502,7 @@ def _simulate(
     try:
         where = Noise(noise.value, side)
         objects = (
-            _score(score, layer, heads, query), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         _check_targets(out, [image.stem], [image])
         vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
@@ -523,6 +555,7 @@ def _study(
     layer: Layer = None,
     heads: Heads = None,
     query: Query = None,
+    target: Target = None,
     null: Annotated[list[Kinds], typer.Option(help="How null images are made; may be repeated.", **_NULL)] = [Kinds.normal],
     n: Annotated[
         list[str] | None,
@@ -569,7 +602,7 @@ def _study(
     try:
         plan = Study(
             noise=tuple(Noise(*one) for one in product([kind.value for kind in noise], _each(side))),
-            score=_score(score, layer, heads, query),
+            score=_score(score, layer, heads, query, target),
             null=_study_nulls(null, width, n, groups),
             recipe=tuple(_recipe(one.value, standardize) for one in recipe),
             cuts=_study_cuts(p, q, lfdr, z),

@@ -36,6 +36,7 @@ from .masking import pixels_of
 from .method import Regularized, judge, settings_of
 from .metrics import roi_metrics, roi_percentile
 from .recipes import RECIPES, Cuts, Recipe, as_recipe, check_cuts
+from .relevance import MAPS
 from .scores import Score, ScoreMap, as_score, map_labels, score_maps
 from .shrinkage import shrink_all
 from .simulation import inject_noise, square_mask
@@ -803,8 +804,9 @@ def _ours(*names: str) -> tuple[str, ...]:
 
 
 def _score_code(score: ScoreMap) -> _Code:
-    if isinstance(score, Attention):
-        return _Code(_call("Attention", **_changed_fields(score)), _ours("Attention"))
+    if isinstance(score, (Attention, *MAPS.values())) and "Concept(" not in repr(score):  # which stands for many numbers
+        name = type(score).__name__
+        return _Code(_call(name, **_changed_fields(score)), _ours(name))
     if isinstance(score, Score) and (line := _import_of(score.function)):
         named = {name: code for name, code in _changed_fields(score).items() if name != "function"}
         if score.name == getattr(score.function, "__name__", None):

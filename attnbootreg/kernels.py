@@ -85,10 +85,10 @@ def onednn_dtypes() -> frozenset[torch.dtype]:
 
 
 def _takes(*tensors: Tensor) -> bool:
-    "Whether oneDNN is given these tensors: on the CPU, all of one format in which it wins, no gradients wanted, and no switch against it."
+    "Whether oneDNN is given these tensors: on the CPU, all of one format in which it wins, without gradients to pass, and no switch against it."
     dtype = tensors[0].dtype
     return (
-        not torch.is_grad_enabled()
+        not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and bool(torch.backends.mkldnn.enabled)
         and os.environ.get(SWITCH) != "torch"
         and all(tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in tensors)

@@ -27,7 +27,7 @@ from .images import Masked, Picturelike, load_picture
 from .layouts import ViT, check_vit
 from .precision import p_errors, undecided
 from .recipes import Cuts, Recipe, as_recipe, check_cuts
-from .scores import ScoreMap, as_score, map_labels, score_maps
+from .scores import ScoreMap, as_score, map_labels, score_maps, settled
 from .shrinkage import METHODS, shrink_all
 from .statistics import MIN_NULL_IMAGES, Significance, significance
 
@@ -495,8 +495,9 @@ def check_null(
 
 
 def _regularize_one(image: Picturelike | Masked, plan: _Plan, seed: int, progress: bool) -> Regularized:
-    vit, score, null = plan.vit, plan.score, plan.null
+    vit, null = plan.vit, plan.null
     picture = load_picture(image, vit, plan.crop)
+    score = settled(plan.score, vit, picture.x)
     scores = score_maps(score, vit, picture.x[None].to(vit.device))[0].cpu().numpy()
     tested = null.tested(vit, picture.mask)
     draws = null.scores(

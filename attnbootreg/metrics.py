@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['roi_percentile', 'roi_nonzero', 'sensitivity', 'specificity', 'roi_metrics', 'suppression_factor', 'Tradeoff',
-           'tradeoff', 'roi_threshold', 'srmsd', 'auroc', 'attention_share']
+           'tradeoff', 'roi_threshold', 'srmsd', 'auroc', 'average_precision', 'attention_share']
 
 # %% ../nbs/19_metrics.ipynb #f7ece3d3
 from typing import NamedTuple
@@ -357,6 +357,32 @@ def auroc(
     values, group = np.unique(map, return_inverse=True)
     hits, misses = np.bincount(group, inside), np.bincount(group, 1 - inside)
     return float((hits * (np.cumsum(misses) - misses / 2)).sum() / (hits.sum() * misses.sum()))
+
+
+def average_precision(
+    map: np.ndarray,
+    coverage: np.ndarray,
+) -> float:
+    """Average precision of a map against an object, pixel by pixel: the precision at each threshold, weighted by the gain in recall.
+
+    Signs count, as for `auroc`. Equal scores share a threshold.
+
+    Parameters
+    ----------
+    map : np.ndarray
+        Scores, (h, w).
+    coverage : np.ndarray
+        Fraction of each patch inside the object, (h, w).
+
+    Returns
+    -------
+    float
+        0 to 1; the object's share of the area is chance.
+    """
+    inside, map = _flat(coverage, map=map)
+    values, group = np.unique(-map, return_inverse=True)
+    hits, count = np.bincount(group, inside), np.bincount(group)
+    return float((hits * np.cumsum(hits) / np.cumsum(count)).sum() / hits.sum())
 
 
 def attention_share(

@@ -162,13 +162,21 @@ def test_what_the_command_line_chooses(tmp_path, picture):
         (["--heads", "media"], "--heads:"),
         (["--heads", "0,9"], "--heads: 9 is not a head"),
         (["--query", "register:0"], "--query: scenes has no 'register:0'"),
-        (["--score", "token_norm"], "--score: token_norm: 'token_norm' is not of the form module:name"),
+        (["--score", "token_norm"], "--score: there is no 'token_norm'"),
+        (["--score", "CDMA"], "did you mean 'CDAM'"),
+        (["--score", "CDAM", "--target", "redring"], "--target: there is no 'redring'; did you mean 'red ring'"),
+        (["--score", "CDAM", "--target", "12"], "--target: scenes has classes 0 to 11, got 12"),
+        (["--score", "CDAM", "--heads", "each"], "--heads cannot be used with CDAM"),
+        (["--target", "3"], "--target cannot be used with Attention"),
         (["--score", "nowhere_at_all:f"], "--score: nowhere_at_all:f: the module 'nowhere_at_all' cannot be imported"),
         (["--score", "my_scores:f"], "--score: my_scores:f: the module 'my_scores' has no 'f'"),
         (["--score", "my_scores:number"], "--score: my_scores:number: expected"),
         (["--score", "broken:f"], "--score: broken:f: ZeroDivisionError: division by zero"),
-        (["--score", "my_scores:token_norm", "--layer", "3", "--heads", "each"], "so --layer, --heads cannot be used with it"),
-        (["--score", "my_scores:token_norm", "--query", "mean"], "so --query cannot be used with it"),
+        (
+            ["--score", "my_scores:token_norm", "--layer", "3", "--heads", "each"],
+            "--layer, --heads cannot be used with my_scores:token_norm",
+        ),
+        (["--score", "my_scores:token_norm", "--query", "mean"], "--query cannot be used with my_scores:token_norm"),
         (["--mask", "nowhere.png"], "--mask: there is no file 'nowhere.png'"),
         (["--mask", "."], "--mask: '.' holds no mask for 'a.png'"),
         (["a.png", "--mask", "a.png"], "--mask: there are 2 pictures"),
@@ -201,6 +209,36 @@ def test_a_score_of_ones_own(folder):
     np.testing.assert_allclose(loaded.scores, ours.scores, rtol=1e-5)
     np.testing.assert_allclose(loaded.sig.p, ours.sig.p, atol=2 / 769)
     assert loaded.settings["score"]["function"] == "my_scores:token_norm" and loaded.sig.recipe.scale == "linear"
+
+
+def test_relevance_maps_by_name(folder):
+    from attnbootreg import CDAM, load_study, load_vit, regularize
+
+    done = in_a_shell(
+        "regularize",
+        "a.png",
+        "--out",
+        "out",
+        "--score",
+        "CDAM",
+        "--target",
+        "red ring",
+        "--target",
+        "4",
+        "--n",
+        "3",
+        "--seed",
+        "1",
+        cwd=folder,
+    )
+    assert done.returncode == 0 and "  red ring: " in done.stdout and "  green bar: " in done.stdout, done.stderr
+    loaded, ours = Regularized.load(folder / "out" / "a"), regularize(folder / "a.png", load_vit(), CDAM(("red ring", 4)), null=3, seed=1)
+    np.testing.assert_allclose(loaded.scores, ours.scores, rtol=1e-3, atol=1e-6)
+    assert loaded.sig.recipe.alternative == "two-sided"
+    done = typed("simulate a.png --score GradCAM --layer 3 --n 2 --json")
+    assert done.returncode == 0 and 0 <= json.loads(done.stdout)["shares"]["on_noise"]["scores"] <= 1, done.stderr
+    done = typed("study a.png --out maps --score Relevance --target 3 --n 2")
+    assert done.returncode == 0 and set(load_study(folder / "maps")["score"]) == {"Relevance(target=3)"}, done.stderr
 
 
 def test_a_signed_score_with_exact_zeros(folder):

@@ -177,7 +177,7 @@ class _OfTarget:
         for one in self._targets:
             _check_target(one, vit)
 
-    def resolved(self, vit: ViT, x: Tensor) -> "_OfTarget":
+    def settled(self, vit: ViT, x: Tensor) -> "_OfTarget":
         "The same with the class that the model predicts for the image (3, H, W), if no target is named."
         if self.target is not None:
             return self

@@ -147,7 +147,7 @@ def settled(
     ScoreMap
         The same, where nothing is open.
     """
-    return score.resolved(vit, x) if hasattr(score, "resolved") else score
+    return score.settled(vit, x) if hasattr(score, "settled") else score
 
 # %% ../nbs/07_scores.ipynb #9f8b4591
 def score_maps(

@@ -233,7 +233,14 @@ def _score_title(card: dict | str) -> str:
         return ""
     if card["type"] == "Score":
         return f", {card['name']}"
-    return f", {card['type']}({', '.join(f'{name}={value}' for name, value in card.items() if name != 'type')})"
+    return f", {card['type']}({', '.join(f'{name}={_named(value)}' for name, value in card.items() if name != 'type')})"
+
+
+def _named(value: object) -> object:
+    "A value as it fits into a title: an object with a name, a concept, by its name."
+    if isinstance(value, list):
+        return [_named(one) for one in value]
+    return value["name"] if isinstance(value, dict) and "name" in value else value
 
 
 def _title(res: Regularized) -> str:

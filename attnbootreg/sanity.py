@@ -94,7 +94,8 @@ def sanity_check(
     pd.DataFrame
         A row for each map and step, in order: the means over pictures of the rank
         `correlation` with the map of the trained model and of the share of `significant`
-        patches, both with their standard errors (NaN for a single picture).
+        patches, both with their standard errors (NaN for a single picture). Pictures whose
+        null maps are the same everywhere, as a Grad-CAM of zeros, do not count for the share.
     """
     check_vit(vit)
     check_share(alpha, "alpha")
@@ -114,10 +115,11 @@ def sanity_check(
                 observed = _one_map(score, other, picture.x)
                 drawing, tested = check_null(null, how, vit), null.tested(vit, picture.mask)
                 draws = drawing.scores(picture.x, other, score, mask=picture.mask, seed=seed + i, batch_size=sizes[name])
-                sig = significance(observed, draws, how, tested)
                 first = trained.setdefault((name, i), observed)
-                correlation = _rank_correlation(first[tested], observed[tested])
-                rows.append(dict(map=name, step=step, correlation=correlation, significant=float((sig.p[tested] <= alpha).mean())))
+                row = dict(correlation=_rank_correlation(first[tested], observed[tested]), significant=np.nan)
+                if np.ptp(draws.values[:, tested]):  # a null map that is the same everywhere judges nothing
+                    row["significant"] = float((significance(observed, draws, how, tested).p[tested] <= alpha).mean())
+                rows.append(dict(map=name, step=step, **row))
     means = pd.DataFrame(rows).groupby(["map", "step"], sort=False).agg(["mean", "sem"])
     means.columns = [name if how == "mean" else f"{name}_error" for name, how in means.columns]
     return means.loc[list(maps)]

@@ -19,6 +19,7 @@ from attnbootreg import (
 )  # fmt: skip
 from attnbootreg.adapters import blocks_of
 from attnbootreg.batches import _LiveBytes, bytes_an_image, fitting_batch
+from attnbootreg.method import _title
 from attnbootreg.scores import score_maps, settled
 
 OF_CLASS = {"CDAM": CDAM, "GradCAM": GradCAM, "Relevance": Relevance, "LeGrad": LeGrad, "InputGradient": InputGradient}
@@ -491,6 +492,7 @@ def test_concepts_are_saved_with_their_numbers(tmp_path):
     concept = Concept.of("one", x[:2], vit)
     res = regularize(scenes.images[3], vit, CDAM(concept), 3, seed=0)
     res.save(tmp_path / "scene")
+    assert "CDAM(target=one), recipe" in _title(res)
     assert Regularized.load(tmp_path / "scene").settings["score"]["target"] == dict(type="Concept", name="one", vector=list(concept.vector))
 
 

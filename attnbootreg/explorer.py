@@ -894,7 +894,7 @@ def code(
     vit, score, null, recipe = _vit_code(lab, run.model), _score_code(view.score), _null_code(run.null), _recipe_code(view.recipe)
     cuts = _Code(_call("Cuts", **_changed_fields(view.cuts)), _ours("Cuts"))
     chosen = {"score": score, "null": null, "recipe": recipe, "cuts": cuts}
-    default = {"score": "Attention()", "recipe": "'calibrated'", "cuts": "Cuts()"}
+    default = {"score": "Attention()", "recipe": "'conditional'", "cuts": "Cuts()"}
     chosen = {name: one for name, one in chosen.items() if one.text != default.get(name)}
     more = {"seed": repr(run.seed), **({"crop": "True"} if lab.crop else {}), "batch_size": repr(lab.batch_size)}
     j = place_of(view, len(lab.score(run).scores))

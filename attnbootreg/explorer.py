@@ -615,7 +615,7 @@ def place_of(
 def _judge(lab: "Lab", view: View) -> Regularized:
     "The result of a view, from scores that are there or are made now."
     run, scored, vit = view.run, lab.score(view.run), lab.vit(view.run.model)
-    place, score, image = place_of(view, len(scored.scores)), view.score, lab.images[run.image]
+    place, score, image = place_of(view, len(scored.scores)), as_score(view.score, vit), lab.images[run.image]
     name = os.fspath(image) if _is_path(image) and run.square is None else run.image + " with noise" * bool(run.square)
     more: dict[str, object] = {} if one_attention(score) or not scored.labels else {"map": scored.labels[place]}
     more |= {} if run.square is None else {"square": run.square}
@@ -898,7 +898,7 @@ def code(
     vit, score, null, recipe = _vit_code(lab, run.model), _score_code(view.score), _null_code(run.null), _recipe_code(view.recipe)
     cuts = _Code(_call("Cuts", **_changed_fields(view.cuts)), _ours("Cuts"))
     chosen = {"score": score, "null": null, "recipe": recipe, "cuts": cuts}
-    default = {"score": "Attention()", "recipe": "'calibrated'", "cuts": "Cuts()"}
+    default = {"score": "Attention()", "recipe": "'conditional'", "cuts": "Cuts()"}
     chosen = {name: one for name, one in chosen.items() if one.text != default.get(name)}
     more = {"seed": repr(run.seed), **({"crop": "True"} if lab.crop else {}), "batch_size": repr(lab.batch_size)}
     j = place_of(view, len(lab.score(run).scores))

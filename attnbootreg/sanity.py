@@ -94,8 +94,9 @@ def sanity_check(
     pd.DataFrame
         A row for each map and step, in order: the means over pictures of the rank
         `correlation` with the map of the trained model and of the share of `significant`
-        patches, both with their standard errors (NaN for a single picture). Pictures whose
-        null maps are the same everywhere, as a Grad-CAM of zeros, do not count for the share.
+        patches, both with their standard errors (NaN for a single picture). A map that is the
+        same everywhere, as a Grad-CAM of zeros, has no ranks and counts for no correlation;
+        as a null map it judges nothing and counts for no share.
     """
     check_vit(vit)
     check_share(alpha, "alpha")
@@ -134,5 +135,5 @@ def _one_map(score: ScoreMap, vit: ViT, x: Tensor) -> np.ndarray:
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    "Spearman's; 0 where a map is the same everywhere."
-    return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else 0.0
+    "Spearman's; NaN where a map is the same everywhere."
+    return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else np.nan

@@ -9,7 +9,7 @@ Started again, it goes on where it stopped.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,26 +104,41 @@ def rows_of(case: Case, vit: ViT, seed: int) -> Iterator[dict]:
         yield {"recipe": name, **measure(scores, significance(scores, draws, recipe), inside, thing)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    "What both benchmarks of noise in pictures take."
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="table of results, .parquet")
-    parser.add_argument("--scenes", type=int, default=300, help="scenes of each kind")
     parser.add_argument("--models", nargs="+", default=["scenes-plain", "scenes"], help="embedded models")
     parser.add_argument("--photos", type=Path, help="folder of photographs")
     parser.add_argument("--ct", type=Path, help="folder of CT slices")
-    given = parser.parse_args()
+    return parser
+
+
+def fill(
+    given: argparse.Namespace,
+    cases: Callable[[ViT, dict[str, Path]], Iterator[tuple[str, int, Case]]],
+    rows_of: Callable[[Case, ViT, int], Iterator[dict]],
+) -> None:
+    "Writes the rows of all cases that the table lacks."
     rows = pd.read_parquet(given.out).to_dict("records") if given.out.exists() else []
     done = {(row["model"], row["pictures"], row["image"]) for row in rows}
     folders = {name: folder for name, folder in (("photographs", given.photos), ("CT slices", given.ct)) if folder}
     save = lambda: write_beside({given.out: lambda file: pd.DataFrame(rows).to_parquet(file)})
     for model in given.models:
         vit = load_vit(model)
-        for kind, i, case in tqdm(cases(vit, given.scenes, folders), desc=model):
+        for kind, i, case in tqdm(cases(vit, folders), desc=model):
             if (model, kind, i) not in done:
                 rows += [dict(model=model, pictures=kind, image=i, **row) for row in rows_of(case, vit, SEED + i)]
-                if i % 20 == 19:
+                if i % 10 == 9:
                     save()
     save()
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--scenes", type=int, default=300, help="scenes of each kind")
+    given = parser.parse_args()
+    fill(given, lambda vit, folders: cases(vit, given.scenes, folders), rows_of)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ Started again, it goes on where it stopped.
     python benchmarks/regions.py --out regions.parquet --photos FOLDER --ct FOLDER
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy.ndimage import label
-from tqdm import tqdm
 
-from attnbootreg import Attention, Null, Significance, ViT, attention_scores, coverage, load_vit, significance, true_finds
-from attnbootreg.files import write_beside
-from beside import SEED, Case, picture_case, pictures_of, scene_case
+from attnbootreg import Attention, Null, Significance, ViT, attention_scores, coverage, significance, true_finds
+from beside import Case, arguments, fill, picture_case, pictures_of, scene_case
 
 DRAWS = 60  # of the whole image
 LEVEL = 0.05  # of all statements about whole images
@@ -107,24 +103,11 @@ def cases(vit: ViT, scenes: int, files: int, folders: dict[str, Path]) -> Iterat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="table of results, .parquet")
+    parser = arguments(__doc__)
     parser.add_argument("--scenes", type=int, default=60, help="scenes of each kind")
     parser.add_argument("--files", type=int, default=25, help="pictures of each folder, at most")
-    parser.add_argument("--models", nargs="+", default=["scenes-plain", "scenes"], help="embedded models")
-    parser.add_argument("--photos", type=Path, help="folder of photographs")
-    parser.add_argument("--ct", type=Path, help="folder of CT slices")
     given = parser.parse_args()
-    rows = pd.read_parquet(given.out).to_dict("records") if given.out.exists() else []
-    done = {(row["model"], row["pictures"], row["image"]) for row in rows}
-    folders = {name: folder for name, folder in (("photographs", given.photos), ("CT slices", given.ct)) if folder}
-    save = lambda: write_beside({given.out: lambda file: pd.DataFrame(rows).to_parquet(file)})
-    for model in given.models:
-        vit = load_vit(model)
-        for kind, i, case in tqdm(cases(vit, given.scenes, given.files, folders), desc=model):
-            if (model, kind, i) not in done:
-                rows += [dict(model=model, pictures=kind, image=i, **row) for row in rows_of(case, vit, SEED + i)]
-                save()
+    fill(given, lambda vit, folders: cases(vit, given.scenes, given.files, folders), rows_of)
 
 
 if __name__ == "__main__":

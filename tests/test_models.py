@@ -573,3 +573,20 @@ def test_the_users_module_is_not_changed():
         before = copy.deepcopy(model.state_dict())
         load_vit(model, img_size=96, dtype="bfloat16", device="cpu")
         assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def table():
+    "All that was compared, one row for each form of model: python tests/test_models.py"
+    import pandas as pd
+
+    warnings.simplefilter("ignore")
+    sized = {name: {"img_size": SIZES[name]} if name in SIZES else {} for name in TIMM}
+    rows = {("timm", name): check(*how, **sized[name]) for name, how in TIMM.items()}
+    for name, (kind, options, prefix, tolerance) in HUGGING_FACE.items():
+        rows["Hugging Face", name] = check(lambda: hugging_face(kind, **options), prefix, tolerance, img_size=(48, 80))  # noqa: B023
+    rows["torchvision", "ViT"] = check(torchvision_vit, 1)
+    return pd.DataFrame(rows).T
+
+
+if __name__ == "__main__":
+    print(table().drop(columns="queries").to_string())

@@ -10,17 +10,21 @@ import timm
 
 from attnbootreg.loading import TABLE, try_timm
 
+ENOUGH = 5  # so many of a family refused, and none read: the others are not tried
+
 
 def tried(family):
     "Names of a family of timm that can be read, and why the first of the others cannot."
-    names, why = [], ""
+    names, why = [], []
     for name in timm.list_models(module=family):
         try:
             try_timm(name)
             names.append(name)
         except TypeError as error:
-            why = why or str(error).removeprefix("model: ")
-    return names, why
+            why.append(str(error).removeprefix("model: "))
+        if len(why) == ENOUGH and not names:
+            break
+    return names, why[0] if why else ""
 
 
 def main():

@@ -217,7 +217,7 @@ class NullScores:
 
 # %% ../nbs/14_bootstrap.ipynb #a523bac5
 AUTO_STEP = 20  # draws of the whole image that n="auto" adds at a time
-ROUNDS = 3  # draws in groups, where no number is named
+ROUNDS = 4  # draws in groups, where no number is named
 LOCAL = ("normal", "uniform", "gaussian_color", "pixel", "patch")  # kinds that can leave patches out of what they draw from
 
 

@@ -118,7 +118,7 @@ Number = Annotated[
     typer.Option(
         "--n",
         help="Null scores for each patch, a number or auto.",
-        show_default="3; without groups 20, or 1 for the recipes paper and released",
+        show_default="4; without groups 20, or 1 for the recipes paper and released",
         **_NULL,
     ),
 ]
@@ -562,7 +562,7 @@ def _study(
         typer.Option(
             "--n",
             help="Null scores for each patch; may be repeated.",
-            show_default="3; without groups 20, or 1 for the recipes paper and released",
+            show_default="4; without groups 20, or 1 for the recipes paper and released",
             **_NULL,
         ),
     ] = None,

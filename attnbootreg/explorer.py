@@ -72,7 +72,7 @@ class Run:
         A name among the models.
     score : ScoreMap, default Attention()
         What is judged; what `regularize` takes is made one.
-    null : Null, default Null(n=3, groups=16)
+    null : Null, default Null(n=4, groups=16)
         What it is compared with; what `regularize` takes is made one. Draws and groups that are
         not named are those of the default recipe.
     seed : int, default 0

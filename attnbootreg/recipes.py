@@ -42,7 +42,7 @@ class Recipe:
         p: of ties, count null scores > z instead of >= z.
     pi0_method : str | float, default "bounded"
         A method of `estimate_pi0`, or a lambda of Storey's in [0, 1).
-    q_method : str, default "discarding"
+    q_method : str, default "bh"
         A method of `q_values`.
     lfdr_null : str, default "empirical"
         The null of the local rate: "empirical" (the one that made p) or "theoretical", N(0,
@@ -69,7 +69,7 @@ class Recipe:
     plus_one: bool = True
     strict: bool = False
     pi0_method: str | float = "bounded"
-    q_method: str = "discarding"
+    q_method: str = "bh"
     lfdr_null: str = "empirical"
     lfdr_pi0: float | None = None
     pi0_cut: str = "count"

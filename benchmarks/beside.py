@@ -10,6 +10,7 @@ Started again, it goes on where it stopped.
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,9 @@ from attnbootreg import (
 from attnbootreg.files import write_beside
 from attnbootreg.recipes import RECIPES
 
-NAMES = ("conditional", "calibrated", "released")  # recipes, each with its own null images
+WAYS = {name: RECIPES[name] for name in ("conditional", "calibrated", "released")} | {
+    "discarding": replace(RECIPES["conditional"], q_method="discarding")
+}
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.3)
 SEED = 5_000_000  # of scenes that no model was trained on
 
@@ -98,10 +101,10 @@ def rows_of(case: Case, vit: ViT, seed: int) -> Iterator[dict]:
     inside = coverage(case.noise, vit.grid) > 0.999
     thing = np.zeros(vit.grid, bool) if case.object_ is None else coverage(case.object_, vit.grid) >= 0.5
     scores = attention_scores(case.x, vit).cpu().numpy()
-    for name in NAMES:
-        recipe = RECIPES[name]
-        draws = Null().resolved(recipe.n_null, recipe.groups).scores(case.x, vit, Attention(), seed=seed)
-        yield {"recipe": name, **measure(scores, significance(scores, draws, recipe), inside, thing)}
+    nulls = {name: Null().resolved(recipe.n_null, recipe.groups) for name, recipe in WAYS.items()}
+    draws = {null: null.scores(case.x, vit, Attention(), seed=seed) for null in set(nulls.values())}
+    for name, recipe in WAYS.items():
+        yield {"recipe": name, **measure(scores, significance(scores, draws[nulls[name]], recipe), inside, thing)}
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:

@@ -106,16 +106,16 @@ def test_more_groups_than_patches_redraw_one_at_a_time(tiny, scene):
 
 def test_auto_adds_rounds(vit, scene):
     res = regularize(scene, vit, null=Null(groups=16, n="auto", n_max=20), seed=0, progress=False)
-    assert len(res.null) % 3 == 0 and 3 <= len(res.null) <= 20 and not res.null.joint
+    assert len(res.null) % 4 == 0 and 4 <= len(res.null) <= 20 and not res.null.joint
 
 
 def test_the_recipe_brings_its_groups(vit, scene, tmp_path):
     res = regularize(scene, vit, recipe="conditional", seed=0, progress=False)
     assert (
-        res.null.shape == (3, 16, 16)
+        res.null.shape == (4, 16, 16)
         and not res.null.joint
         and not res.sig.joint
-        and "3 draws in 16 groups" in res.plot()._suptitle.get_text()
+        and "4 draws in 16 groups" in res.plot()._suptitle.get_text()
     )
     res.save(tmp_path / "a")
     assert not type(res).load(tmp_path / "a").sig.joint
@@ -211,7 +211,7 @@ def test_discarding_holds_its_rate_on_correlated_noise(smooth, signal):
 
 def test_conditional_differs_from_calibrated_in_three_choices():
     one, other = RECIPES["calibrated"], RECIPES["conditional"]
-    assert other == Recipe(standardize="shrunken", q_method="discarding", groups=16) != one
+    assert other == Recipe(standardize="shrunken", q_method="bh", groups=16) != one
     z = np.linspace(-2, 2, 9)
     np.testing.assert_array_equal(p_values(z, z, one.alternative or "greater"), p_values(z, z, other.alternative or "greater"))
 

@@ -218,7 +218,7 @@ def test_a_long_run_is_cancelled(page, shot):
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".status")).to_have_text("Cancelled. What is shown is the result from before.")
     assert frame(page) == before and pixels(page, "p") == kept
-    expect(B).to_have_value("3")
+    expect(B).to_have_value("4")
     shot("cancelled")
 
 

@@ -31,6 +31,7 @@ from attnbootreg import (
 )  # fmt: skip
 from attnbootreg.batches import fitting_batch
 from attnbootreg.files import write_beside
+from attnbootreg.recipes import RECIPES
 from attnbootreg.scores import ScoreMap, score_maps, settled
 from attnbootreg.shrinkage import shrink_all
 
@@ -60,7 +61,7 @@ def name_of(score: ScoreMap) -> str:
 
 
 def two_sided(score: ScoreMap) -> Recipe:
-    return Recipe().resolved(score.scale, score.signed)
+    return RECIPES["calibrated"].resolved(score.scale, score.signed)
 
 
 # ---- pictures with an object and a square of noise
@@ -91,7 +92,7 @@ def case_rows(case: Case, vit: ViT, seed: int, curved: bool = True) -> Iterator[
         meant = settled(score, vit, case.x)
         scores = score_maps(meant, vit, case.x[None].to(vit.device))[0].cpu().numpy()
         raw_seconds = time.process_time() - start
-        draws = Null(n=NULLS).scores(case.x, vit, meant, seed=seed)
+        draws = Null(n=NULLS, groups=1).scores(case.x, vit, meant, seed=seed)
         sig = significance(scores, draws, two_sided(score))
         maps = shrink_all(scores, sig)
         seconds = time.process_time() - start
@@ -116,7 +117,7 @@ def noise_rows(i: int, vit: ViT) -> Iterator[dict]:
     x = inject_noise(load_image(scene.images[0], vit), np.ones(vit.img_size, bool), SEED + i)
     for score in scores_of(vit):
         scores = score_maps(score, vit, x[None].to(vit.device))[0].cpu().numpy()
-        sig = significance(scores, Null(n=NULLS).scores(x, vit, score, seed=SEED + i), two_sided(score))
+        sig = significance(scores, Null(n=NULLS, groups=1).scores(x, vit, score, seed=SEED + i), two_sided(score))
         yield dict(map=name_of(score), pi0=sig.pi0) | {f"noise p <= {alpha}": float((sig.p <= alpha).mean()) for alpha in ALPHAS}
 
 

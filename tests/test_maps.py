@@ -65,6 +65,7 @@ def test_a_model_without_classes_has_fewer_maps(folders, monkeypatch):
 
 
 def test_wrong_masks_are_named(folders, monkeypatch):
+    (folders / "images" / "a.jpg").unlink()
     Image.fromarray(np.zeros((96, 96), np.uint8)).save(folders / "masks" / "b.png")
     with pytest.raises(SystemExit, match="b.jpg: mask: all of it is zero"):
         run(folders, monkeypatch)

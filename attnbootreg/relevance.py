@@ -490,7 +490,7 @@ class LeGrad(_OfTarget):
             own = call._replace(query=leaves[-1], key=call.key.detach(), value=call.value.detach())
             return attend(own, _clipped, tell)
 
-        with _MeansBehind(blocks_of(vit.model, vit.layers), first):
+        with _MeansBehind(blocks_of(vit.model, vit.layers), first, len(x)):
             outputs = _outputs(vit, x, told)
 
         def map_of(values: Tensor, keep: bool) -> Tensor:
@@ -509,9 +509,9 @@ def _clipped(weights: Tensor, gradient: Tensor) -> Tensor:
 class _MeansBehind(ExitStack):
     "Behind the last block, the mean tokens of the blocks stand as images of their own. Each block is differentiated by itself."
 
-    def __init__(self, blocks: nn.ModuleList | nn.Sequential, first: int):
+    def __init__(self, blocks: nn.ModuleList | nn.Sequential, first: int, images: int):
         super().__init__()
-        self.thread, self.last = threading.get_ident(), len(blocks) - 1
+        self.thread, self.last, self.images = threading.get_ident(), len(blocks) - 1, images
         self.means: list[Tensor] = []
         for i, block in enumerate(blocks):
             if i >= first:
@@ -521,6 +521,10 @@ class _MeansBehind(ExitStack):
         if threading.get_ident() != self.thread:  # somebody else's pass through the same model
             return out
         tokens = out[0] if isinstance(out, tuple) else out
+        if len(tokens) != self.images:
+            raise ValueError(
+                f"vit: block {i} gives {tuple(tokens.shape)} for {self.images} images, which are not (images, tokens, D); choose another map"
+            )
         self.means.append(tokens.mean(1, keepdim=True).expand_as(tokens))
         tokens = tokens.detach()
         if i == self.last:

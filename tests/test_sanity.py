@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from timm.models import VisionTransformer
 
 from attnbootreg import CDAM, Attention, LeGrad, Null, Recipe, load_image, load_vit, sanity_check, significance
-from attnbootreg.sanity import _randomized
+from attnbootreg.sanity import _parts, _randomized
 from attnbootreg.scores import settled
 
 
@@ -50,6 +50,17 @@ def test_equals_a_computation_by_hand(vit, pictures):
     assert row["significant"] == pytest.approx(np.mean(shares)) and row["significant_error"] == pytest.approx(
         np.std(shares, ddof=1) / 2**0.5
     )
+
+
+def test_weights_behind_the_blocks_belong_to_the_head(vit):
+    transformer = pytest.importorskip("open_clip.transformer", reason="needs open_clip_torch")
+    model = transformer.VisionTransformer(image_size=32, patch_size=8, width=16, layers=2, heads=2, mlp_ratio=2, output_dim=12)
+    theirs = load_vit(model, device="cpu")
+    names = {id(weight): name for name, weight in theirs.model.named_parameters()}
+    parts = {part: {names[id(weight)] for weight in weights} for part, weights in _parts(theirs).items()}
+    assert parts["head"] == {"proj", "ln_post.weight", "ln_post.bias"}  # proj is declared before the blocks
+    assert parts["embeddings"] == {"class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias"}
+    assert len(parts["block 1"]) == len(parts["block 0"]) == 12
 
 
 def test_the_model_stays_and_seeds_repeat(vit, pictures):

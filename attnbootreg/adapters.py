@@ -381,7 +381,7 @@ def blocks_of(
     model: nn.Module,
     layers: int,
 ) -> nn.ModuleList | nn.Sequential:
-    """The blocks of a model, in order. Raises `ValueError` if they do not stand in a row.
+    """The blocks of a model, in order: the largest row of so many modules of one kind. Raises `ValueError` if there is none.
 
     Parameters
     ----------
@@ -394,7 +394,11 @@ def blocks_of(
     -------
     nn.ModuleList | nn.Sequential
     """
-    for row in model.modules():
-        if isinstance(row, (nn.ModuleList, nn.Sequential)) and len(row) == layers and len({type(block) for block in row}) == 1:
-            return row
-    raise ValueError(f"vit: {type(model).__name__} has no row of {layers} blocks of one kind; choose a model that has")
+    rows = [
+        row
+        for row in model.modules()
+        if isinstance(row, (nn.ModuleList, nn.Sequential)) and len(row) == layers and len({type(block) for block in row}) == 1
+    ]
+    if not rows:
+        raise ValueError(f"vit: {type(model).__name__} has no row of {layers} blocks of one kind; choose a model that has")
+    return max(rows, key=lambda row: sum(weight.numel() for weight in row.parameters()))

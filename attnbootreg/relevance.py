@@ -96,6 +96,8 @@ def _check_target(target: Target, vit: ViT) -> None:
         if not vit.classes:
             raise ValueError(f"target: {vit.name} does not name its classes; give the number of one, 0 to {classes - 1}")
         check_choice(target, vit.classes, "target")
+        if vit.classes.count(target) > 1:
+            raise ValueError(f"target: {vit.name} has {vit.classes.count(target)} classes of the name {target!r}; give the number of one")
     elif target is not None and target >= classes:
         raise ValueError(f"target: {vit.name} has classes 0 to {classes - 1}, got {target}")
 
@@ -184,7 +186,8 @@ class _OfTarget:
         self.check(vit)
         with torch.inference_mode():
             which = int(_outputs(vit, x[None].to(vit.device, vit.dtype)).logits.argmax())
-        return replace(self, target=vit.classes[which] if vit.classes else which)
+        named = vit.classes and vit.classes.count(vit.classes[which]) == 1  # ImageNet has two cranes
+        return replace(self, target=vit.classes[which] if named else which)
 
     @property
     def costs_as(self) -> "_OfTarget":

@@ -9,7 +9,8 @@ import torch
 from scipy.stats import spearmanr
 from timm.models import VisionTransformer
 
-from attnbootreg import CDAM, Attention, LeGrad, Null, Recipe, load_image, load_vit, sanity_check, significance
+from attnbootreg import CDAM, Attention, LeGrad, Null, load_image, load_vit, sanity_check, significance
+from attnbootreg.recipes import RECIPES
 from attnbootreg.sanity import _parts, _randomized
 from attnbootreg.scores import settled
 
@@ -44,7 +45,7 @@ def test_equals_a_computation_by_hand(vit, pictures):
         trained, random = (meant(one, x[None])[0].numpy() for one in (vit, other))
         correlations.append(spearmanr(trained.ravel(), random.ravel()).statistic)
         draws = null.resolved(20).scores(x, other, meant, seed=4 + i)
-        shares.append((significance(random, draws, Recipe().resolved("linear", True)).p <= 0.1).mean())
+        shares.append((significance(random, draws, RECIPES["calibrated"].resolved("linear", True)).p <= 0.1).mean())
     row = table.loc[str(score), :].loc["block 1"]
     assert row["correlation"] == pytest.approx(np.mean(correlations), abs=1e-6)
     assert row["significant"] == pytest.approx(np.mean(shares)) and row["significant_error"] == pytest.approx(

@@ -124,8 +124,8 @@ def sanity_check(
         raise TypeError(f"{argument}: expected several, got {given!r} alone; put it into a list")
     seed, null, recipe = fresh_seed(seed), as_null(null), as_recipe(recipe)
     pictures = [load_picture(image, vit) for image in images]
-    made = [as_score(score, vit) for score in scores]
-    maps = {str(score): score for score in made}
+    made = [as_score(score) for score in scores]
+    maps = {str(score): as_score(score, vit) for score in made}
     if len(maps) < len(made):
         raise ValueError(
             f"scores: {len(made)} have {len(maps)} names, {', '.join(maps)}; give each a name of its own, Score(function, name=...)"

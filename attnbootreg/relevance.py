@@ -96,6 +96,8 @@ def _check_target(target: Target, vit: ViT) -> None:
         if not vit.classes:
             raise ValueError(f"target: {vit.name} does not name its classes; give the number of one, 0 to {classes - 1}")
         check_choice(target, vit.classes, "target")
+        if vit.classes.count(target) > 1:
+            raise ValueError(f"target: {vit.name} has {vit.classes.count(target)} classes of the name {target!r}; give the number of one")
     elif target is not None and target >= classes:
         raise ValueError(f"target: {vit.name} has classes 0 to {classes - 1}, got {target}")
 
@@ -184,7 +186,8 @@ class _OfTarget:
         self.check(vit)
         with torch.inference_mode():
             which = int(_outputs(vit, x[None].to(vit.device, vit.dtype)).logits.argmax())
-        return replace(self, target=vit.classes[which] if vit.classes else which)
+        named = vit.classes and vit.classes.count(vit.classes[which]) == 1  # ImageNet has two cranes
+        return replace(self, target=vit.classes[which] if named else which)
 
     @property
     def costs_as(self) -> "_OfTarget":
@@ -490,7 +493,7 @@ class LeGrad(_OfTarget):
             own = call._replace(query=leaves[-1], key=call.key.detach(), value=call.value.detach())
             return attend(own, _clipped, tell)
 
-        with _MeansBehind(blocks_of(vit.model, vit.layers), first):
+        with _MeansBehind(blocks_of(vit.model, vit.layers), first, len(x)):
             outputs = _outputs(vit, x, told)
 
         def map_of(values: Tensor, keep: bool) -> Tensor:
@@ -509,9 +512,9 @@ def _clipped(weights: Tensor, gradient: Tensor) -> Tensor:
 class _MeansBehind(ExitStack):
     "Behind the last block, the mean tokens of the blocks stand as images of their own. Each block is differentiated by itself."
 
-    def __init__(self, blocks: nn.ModuleList | nn.Sequential, first: int):
+    def __init__(self, blocks: nn.ModuleList | nn.Sequential, first: int, images: int):
         super().__init__()
-        self.thread, self.last = threading.get_ident(), len(blocks) - 1
+        self.thread, self.last, self.images = threading.get_ident(), len(blocks) - 1, images
         self.means: list[Tensor] = []
         for i, block in enumerate(blocks):
             if i >= first:
@@ -521,6 +524,10 @@ class _MeansBehind(ExitStack):
         if threading.get_ident() != self.thread:  # somebody else's pass through the same model
             return out
         tokens = out[0] if isinstance(out, tuple) else out
+        if len(tokens) != self.images:
+            raise ValueError(
+                f"vit: block {i} gives {tuple(tokens.shape)} for {self.images} images, which are not (images, tokens, D); choose another map"
+            )
         self.means.append(tokens.mean(1, keepdim=True).expand_as(tokens))
         tokens = tokens.detach()
         if i == self.last:

@@ -9,12 +9,15 @@ __all__ = ['sanity_check']
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from os import PathLike
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from .adapters import blocks_of
 from .attention import Attention
@@ -29,15 +32,31 @@ from .scores import ScoreMap, as_score, score_maps, settled
 from .statistics import significance
 
 # %% ../nbs/23_sanity.ipynb #1947488d
-def _parts(model: nn.Module, layers: int) -> dict[str, list[nn.Parameter]]:
+class _Used(TorchFunctionMode):
+    "Hears which weights a pass uses."
+
+    def __init__(self):
+        super().__init__()
+        self.weights: set[int] = set()
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.weights |= {id(one) for one in tree_leaves((args, kwargs)) if isinstance(one, nn.Parameter)}
+        return func(*args, **(kwargs or {}))
+
+
+def _parts(vit: ViT) -> dict[str, list[nn.Parameter]]:
     "The weights by part, from the top down."
-    blocks = blocks_of(model, layers)
-    of_blocks = {id(weight): i for i, block in enumerate(blocks) for weight in block.parameters()}
-    parts: dict[str, list[nn.Parameter]] = {"head": [], **{f"block {i}": [] for i in reversed(range(layers))}, "embeddings": []}
-    above = False
-    for weight in model.parameters():  # in the order in which they are declared, which is that of the model
-        above = above or id(weight) in of_blocks
-        parts[f"block {of_blocks[id(weight)]}" if id(weight) in of_blocks else "head" if above else "embeddings"].append(weight)
+    blocks, embeddings = blocks_of(vit.model, vit.layers), set[int]()
+    image = torch.zeros(1, 3, *vit.img_size, device=vit.device, dtype=vit.dtype)
+    with torch.no_grad(), _Used() as used, blocks[0].register_forward_pre_hook(lambda *_: embeddings.update(used.weights)):
+        vit.model(image)
+    of_weight = dict.fromkeys(embeddings, "embeddings")
+    of_weight |= {id(weight): f"block {i}" for i, block in enumerate(blocks) for weight in block.parameters()}
+    parts: dict[str, list[nn.Parameter]] = {
+        part: [] for part in ("head", *(f"block {i}" for i in reversed(range(vit.layers))), "embeddings")
+    }
+    for weight in vit.model.parameters():
+        parts[of_weight.get(id(weight), "head")].append(weight)
     return parts
 
 
@@ -45,7 +64,7 @@ def _randomized(vit: ViT, seed: int) -> Iterator[tuple[str, ViT]]:
     "A copy of the model as it is, and then with one part more at random; it is the same copy each time."
     vit = replace(vit, model=copy.deepcopy(vit.model))
     yield "trained", vit
-    for i, (name, weights) in enumerate(_parts(vit.model, vit.layers).items()):
+    for i, (name, weights) in enumerate(_parts(vit).items()):
         generator = generator_of(seed, i, torch.device("cpu"))
         for weight in weights:
             spread, mean = torch.std_mean(weight.float(), correction=0)
@@ -100,9 +119,17 @@ def sanity_check(
     """
     check_vit(vit)
     check_share(alpha, "alpha")
+    if callable(scores) or isinstance(images, str | PathLike):
+        argument, given = ("scores", scores) if callable(scores) else ("images", images)
+        raise TypeError(f"{argument}: expected several, got {given!r} alone; put it into a list")
     seed, null, recipe = fresh_seed(seed), as_null(null), as_recipe(recipe)
     pictures = [load_picture(image, vit) for image in images]
-    maps = {str(score): as_score(score, vit) for score in scores}
+    made = [as_score(score) for score in scores]
+    maps = {str(score): as_score(score, vit) for score in made}
+    if len(maps) < len(made):
+        raise ValueError(
+            f"scores: {len(made)} have {len(maps)} names, {', '.join(maps)}; give each a name of its own, Score(function, name=...)"
+        )
     if not pictures or not maps:
         raise ValueError(f"{'scores' if pictures else 'images'}: there are none; give at least one")
     meant = {name: [settled(score, vit, picture.x) for picture in pictures] for name, score in maps.items()}

@@ -117,7 +117,10 @@ def as_score(
     if not callable(score) or isinstance(score, type):
         got = f"the class {score.__name__}; make one: {score.__name__}()" if isinstance(score, type) else type(score).__name__
         raise TypeError(f"score: expected Attention(...), Score(function, ...) or a function of a model and images, got {got}")
-    made: Any = score if hasattr(score, "scale") and hasattr(score, "signed") else Score(score)
+    lacking = [name for name in ("scale", "signed") if not hasattr(score, name)]
+    if len(lacking) == 1:
+        raise TypeError(f"score: {type(score).__name__} has no {lacking[0]!r}; a score has both, scale and signed")
+    made: Any = Score(score) if lacking else score
     if type(made).__hash__ is None:
         raise TypeError(f"score: {type(made).__name__} can change after it is made; declare it @dataclass(frozen=True)")
     check_choice(made.scale, SCALES, "scale")
@@ -155,7 +158,10 @@ def score_maps(
     vit: ViT,
     x: Tensor,
 ) -> Tensor:
-    """The maps of images. Raises `ValueError` if the score gives another shape, NaN, or values that its scale or sign does not allow.
+    """The maps of images.
+
+    Raises `TypeError` if the score gives no tensor, and `ValueError` if it gives another
+    shape, NaN, or values that its scale or sign does not allow.
 
     Parameters
     ----------
@@ -171,7 +177,10 @@ def score_maps(
     Tensor
         (N, h, w) or (N, k, h, w), float32 on the device where the score left it.
     """
-    maps = torch.as_tensor(score(vit, x)).detach().float()
+    given = score(vit, x)
+    if not hasattr(given, "shape"):
+        raise TypeError(f"score: {score} gives {type(given).__name__}; it must give a tensor, one map for each image")
+    maps = torch.as_tensor(given).detach().float()
     if maps.ndim not in (3, 4) or len(maps) != len(x) or tuple(maps.shape[-2:]) != tuple(vit.grid):
         n, grid = len(x), ", ".join(map(str, vit.grid))
         raise ValueError(f"score: {score} gives {tuple(maps.shape)} for {n} images; it must give ({n}, {grid}) or ({n}, k, {grid})")

@@ -8,10 +8,12 @@ seconds; raw, and of what is left at p <= 0.3. More rows: pictures that are all 
     python benchmarks/maps.py --out maps.parquet --scenes 500
     python benchmarks/maps.py --out mine.parquet --model vit_small_patch16_224 --checkpoint mine.pth --images PHOTOS --masks MASKS
 
-A mask is a picture of the same name that is black where the object is not.
+A mask is a picture of the same name that is black where the object is not. A model without a head for classes has no maps
+of a class, and no curves. The means are printed in the end.
 """
 
 import argparse
+import glob
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -27,12 +29,14 @@ from tqdm import tqdm
 
 from attnbootreg import (
     CDAM, Attention, GradCAM, InputGradient, LeGrad, Masked, Null, Recipe, Relevance, Rollout, ViT, attention_share, auroc, average_precision,
-    coverage, inject_noise, load_image, load_vit, make_scenes, perturb, roi_percentile, significance, square_mask,
+    coverage, inject_noise, load_image, load_vit, make_scenes, perturb, roi_percentile, significance, square_mask, suppression_factor,
 )  # fmt: skip
 from attnbootreg.batches import fitting_batch
 from attnbootreg.files import write_beside
+from attnbootreg.recipes import RECIPES
 from attnbootreg.scores import ScoreMap, score_maps, settled
 from attnbootreg.shrinkage import shrink_all
+from attnbootreg.study import list_sources
 
 ALPHAS = (0.01, 0.05, 0.1, 0.3)
 SEED = 9_000_000  # of scenes that no model was trained on
@@ -51,8 +55,12 @@ class Case(NamedTuple):
 def scores_of(vit: ViT) -> list[ScoreMap]:
     "The maps, each as it is by default; without a class token for the mean of the patches, or for attention pooling."
     query = "pool" if vit.pool else vit.queries[0]
-    maps = [Attention(query=query), Rollout(query), CDAM(), GradCAM(), Relevance(), LeGrad(), InputGradient()]
-    return [score for score in maps if not (vit.pool and isinstance(score, LeGrad))]
+    of_class = [CDAM(), GradCAM(), Relevance(), LeGrad(), InputGradient()] if tells_classes(vit) else []
+    return [Attention(query=query), Rollout(query), *(score for score in of_class if not (vit.pool and isinstance(score, LeGrad)))]
+
+
+def tells_classes(vit: ViT) -> bool:
+    return getattr(vit.model, "num_classes", 0) > 1
 
 
 def name_of(score: ScoreMap) -> str:
@@ -60,7 +68,7 @@ def name_of(score: ScoreMap) -> str:
 
 
 def two_sided(score: ScoreMap) -> Recipe:
-    return Recipe().resolved(score.scale, score.signed)
+    return RECIPES["calibrated"].resolved(score.scale, score.signed)
 
 
 # ---- pictures with an object and a square of noise
@@ -71,10 +79,18 @@ def scene_case(i: int, vit: ViT) -> Case:
     return with_noise(load_image(scene.images[0], vit), scene.masks[0].numpy().astype(bool), i)
 
 
-def picture_case(path: Path, mask: Path, i: int, vit: ViT) -> Case:
-    x = load_image(path, vit)
-    inside = load_image(Masked(path, mask).mask, replace(vit, mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")) > 0
-    return with_noise(x, inside.any(0).numpy(), i)
+def picture_case(path: Path, masks: Path, i: int, vit: ViT) -> Case:
+    found = sorted(masks.rglob(f"{glob.escape(path.stem)}.*"))
+    if len(found) != 1:
+        raise SystemExit(f"masks: {masks} holds {len(found)} of the name {path.stem}; there should be one")
+    try:
+        mask = np.asarray(Masked(path, found[0]).mask, np.uint8) * 255
+        inside = load_image(mask, replace(vit, mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest"))[0] > 0
+        if inside.all() or not inside.any():
+            raise ValueError("mask: the object must be some of the picture, but not all of it")
+        return with_noise(load_image(path, vit), inside.numpy(), i)
+    except ValueError as error:
+        raise SystemExit(f"{path}: {error}") from error
 
 
 def with_noise(x: Tensor, object_: np.ndarray, i: int) -> Case:
@@ -91,16 +107,18 @@ def case_rows(case: Case, vit: ViT, seed: int, curved: bool = True) -> Iterator[
         meant = settled(score, vit, case.x)
         scores = score_maps(meant, vit, case.x[None].to(vit.device))[0].cpu().numpy()
         raw_seconds = time.process_time() - start
-        draws = Null(n=NULLS).scores(case.x, vit, meant, seed=seed)
+        draws = Null(n=NULLS, groups=1).scores(case.x, vit, meant, seed=seed)
         sig = significance(scores, draws, two_sided(score))
         maps = shrink_all(scores, sig)
         seconds = time.process_time() - start
         row = dict(map=name_of(score), seconds_raw=raw_seconds, seconds=seconds, pi0=sig.pi0, passes=1 + NULLS + (meant != score))
         for name, map in {"raw": scores, "p": maps["p"], "q": maps["q"]}.items():
             row |= {f"auroc {name}": auroc(map, inside), f"precision {name}": average_precision(map, inside)}
+            if score.signed:  # and without its signs
+                row |= {f"auroc size {name}": auroc(abs(map), inside), f"precision size {name}": average_precision(abs(map), inside)}
             row |= {f"object share {name}": attention_share(map, inside), f"noise share {name}": attention_share(map, noise)}
             row[f"percentile {name}"] = roi_percentile(map, scores, noise)
-        for name in ("raw", "p") if curved else ():
+        for name in ("raw", "p") if curved and tells_classes(vit) else ():
             curves = perturb(case.x, scores if name == "raw" else maps[name], vit, steps=STEPS, seed=seed)
             row |= {f"deletion {name}": curves.deletion_area, f"insertion {name}": curves.insertion_area}
         within = noise > 0.999
@@ -116,7 +134,7 @@ def noise_rows(i: int, vit: ViT) -> Iterator[dict]:
     x = inject_noise(load_image(scene.images[0], vit), np.ones(vit.img_size, bool), SEED + i)
     for score in scores_of(vit):
         scores = score_maps(score, vit, x[None].to(vit.device))[0].cpu().numpy()
-        sig = significance(scores, Null(n=NULLS).scores(x, vit, score, seed=SEED + i), two_sided(score))
+        sig = significance(scores, Null(n=NULLS, groups=1).scores(x, vit, score, seed=SEED + i), two_sided(score))
         yield dict(map=name_of(score), pi0=sig.pi0) | {f"noise p <= {alpha}": float((sig.p <= alpha).mean()) for alpha in ALPHAS}
 
 
@@ -184,17 +202,29 @@ def plain(vit: ViT, x: Tensor) -> Tensor:
     return vit.model(x)
 
 
+# ---- the means
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    "Means and standard errors over the pictures with an object, a row for each map, raw and at p <= 0.3."
+    rows = rows[rows["auroc raw"].notna()]
+    columns = [f"{what} {name}" for what in ("auroc", "precision", "noise share") for name in ("raw", "p")]
+    table = rows.groupby("map", sort=False)[columns].agg(lambda one: f"{one.mean():.3f} ± {one.sem():.3f}")
+    for map, group in rows.groupby("map"):
+        if len(group) > 1:
+            table.loc[map, "D p"] = "{:.3f} ± {:.3f}".format(*suppression_factor(group["percentile raw"], group["percentile p"]))
+    return table.T
+
+
 # ---- all of it
 
 
 def jobs(given: argparse.Namespace, vit: ViT) -> Iterator[tuple[str, str, Callable[[], Iterator[dict]]]]:
     "The kind of the pictures, the name of the picture, and what gives its rows."
     if given.images:
-        for i, path in enumerate(sorted(path for path in given.images.rglob("*") if path.is_file())):
-            mask = next((one for one in sorted(given.masks.rglob(f"{path.stem}.*"))), None)
-            if mask is None:
-                raise SystemExit(f"masks: {given.masks} holds none for {path.name}")
-            yield given.images.name, path.name, lambda path=path, mask=mask, i=i: case_rows(picture_case(path, mask, i, vit), vit, SEED + i)
+        for i, source in enumerate(list_sources(given.images)):
+            path = Path(source.path)
+            yield "yours", source.name, lambda path=path, i=i: case_rows(picture_case(path, given.masks, i, vit), vit, SEED + i)
         return
     for i in range(given.scenes):
         yield "scenes", str(i), lambda i=i: case_rows(scene_case(i, vit), vit, SEED + i, i % 2 == 0)
@@ -233,6 +263,11 @@ def main() -> None:
         if count % 20 == 19:
             save()
     save()
+    table = pd.DataFrame(rows)
+    if "auroc raw" in table:
+        print(
+            f"{table['auroc raw'].count() // table['map'].nunique()} pictures\n{summary(table[table['model'] == given.model]).to_string()}"
+        )
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ import copy
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import VisionTransformer, VisionTransformerDistilled
@@ -141,6 +143,67 @@ def test_the_written_model_is_the_model():
         torch.testing.assert_close(
             Written(model, images(model)).logits, copy.deepcopy(model).double()(images(model).double()), atol=1e-8, rtol=1e-8
         )
+
+
+def as_torchvision(model):
+    "The same model, made of `nn.MultiheadAttention`."
+    theirs = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=3, hidden_dim=48, mlp_dim=192, num_classes=5
+    )
+    names = [
+        (r"cls_token", "class_token"), (r"pos_embed", "encoder.pos_embedding"), (r"patch_embed\.proj", "conv_proj"), (r"^norm\.", "encoder.ln."),
+        (r"blocks\.", "encoder.layers.encoder_layer_"), (r"norm(?=\d)", "ln_"), (r"attn\.qkv\.", "self_attention.in_proj_"),
+        (r"attn\.proj", "self_attention.out_proj"), (r"fc1", "0"), (r"fc2", "3"), (r"^head", "heads.head"),
+    ]  # fmt: skip
+    state = {}
+    for name, weight in model.state_dict().items():
+        for ours, their in names:
+            name = re.sub(ours, their, name)
+        state[name] = weight
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
+def without_heads(model):
+    "The same model of one head, whose attention has no axis of heads."
+
+    def forward(attn, x, **options):
+        return attn.proj(nn.functional.scaled_dot_product_attention(*attn.qkv(x).chunk(3, -1)))
+
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.attn.forward = MethodType(forward, block.attn)
+    return model
+
+
+@pytest.mark.parametrize("other, heads", [(as_torchvision, 3), (without_heads, 1)])
+def test_other_forms_of_the_same_model_give_the_same_maps(other, heads):
+    model = small(num_heads=heads)
+    vit, x = load_vit(model, device="cpu"), images(model)
+    again = load_vit(other(model), device="cpu", **({} if heads == 3 else dict(patch_size=8, img_size=32, prefix=1)))
+    assert (again.layers, again.prefix) == (3, 1)
+    for score in [*SCORES, InputGradient(TARGET)]:
+        close(score(again, x), score(vit, x))
+
+
+def test_blocks_that_put_tokens_first_are_refused_by_legrad():
+    class Turned(nn.Module):
+        "Tokens and images change places; a block between is as it was."
+
+        def __init__(self, inner=None):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, tokens, **options):
+            turned = tokens.transpose(0, 1)
+            return turned if self.inner is None else self.inner(turned).transpose(0, 1)
+
+    model = small()
+    model.blocks = nn.Sequential(*map(Turned, model.blocks))
+    model.norm_pre, model.norm = Turned(), nn.Sequential(Turned(), model.norm)
+    close(CDAM(TARGET)(load_vit(model, device="cpu"), images(model)), CDAM(TARGET)(load_vit(small(), device="cpu"), images(model)))
+    with pytest.raises(ValueError, match=re.escape("block 0 gives (17, 2, 48) for 2 images")):
+        LeGrad(TARGET)(load_vit(model, device="cpu"), images(model))
 
 
 SCORES = [

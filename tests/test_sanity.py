@@ -9,8 +9,9 @@ import torch
 from scipy.stats import spearmanr
 from timm.models import VisionTransformer
 
-from attnbootreg import CDAM, Attention, LeGrad, Null, Recipe, load_image, load_vit, sanity_check, significance
-from attnbootreg.sanity import _randomized
+from attnbootreg import CDAM, Attention, LeGrad, Null, load_image, load_vit, sanity_check, significance
+from attnbootreg.recipes import RECIPES
+from attnbootreg.sanity import _parts, _randomized
 from attnbootreg.scores import settled
 
 
@@ -44,12 +45,23 @@ def test_equals_a_computation_by_hand(vit, pictures):
         trained, random = (meant(one, x[None])[0].numpy() for one in (vit, other))
         correlations.append(spearmanr(trained.ravel(), random.ravel()).statistic)
         draws = null.resolved(20).scores(x, other, meant, seed=4 + i)
-        shares.append((significance(random, draws, Recipe().resolved("linear", True)).p <= 0.1).mean())
+        shares.append((significance(random, draws, RECIPES["calibrated"].resolved("linear", True)).p <= 0.1).mean())
     row = table.loc[str(score), :].loc["block 1"]
     assert row["correlation"] == pytest.approx(np.mean(correlations), abs=1e-6)
     assert row["significant"] == pytest.approx(np.mean(shares)) and row["significant_error"] == pytest.approx(
         np.std(shares, ddof=1) / 2**0.5
     )
+
+
+def test_weights_behind_the_blocks_belong_to_the_head(vit):
+    transformer = pytest.importorskip("open_clip.transformer", reason="needs open_clip_torch")
+    model = transformer.VisionTransformer(image_size=32, patch_size=8, width=16, layers=2, heads=2, mlp_ratio=2, output_dim=12)
+    theirs = load_vit(model, device="cpu")
+    names = {id(weight): name for name, weight in theirs.model.named_parameters()}
+    parts = {part: {names[id(weight)] for weight in weights} for part, weights in _parts(theirs).items()}
+    assert parts["head"] == {"proj", "ln_post.weight", "ln_post.bias"}  # proj is declared before the blocks
+    assert parts["embeddings"] == {"class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias"}
+    assert len(parts["block 1"]) == len(parts["block 0"]) == 12
 
 
 def test_the_model_stays_and_seeds_repeat(vit, pictures):

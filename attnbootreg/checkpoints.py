@@ -65,12 +65,12 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _linear_head(beside: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+def _linear_head(rest: dict[str, Tensor], width: int) -> dict[str, Tensor]:
     "A linear layer of the model's width beside the backbone, as its head."
     for name in HEADS:
-        weight = beside.get(f"{name}.weight", torch.empty(0))
+        weight = rest.get(f"{name}.weight", torch.empty(0))
         if weight.ndim == 2 and weight.shape[1] == width:
-            return {"head.weight": weight, "head.bias": beside.get(f"{name}.bias", weight.new_zeros(len(weight)))}
+            return {"head.weight": weight, "head.bias": rest.get(f"{name}.bias", weight.new_zeros(len(weight)))}
     return {}
 
 
@@ -104,10 +104,10 @@ def read_checkpoint(
         raise ValueError(f"checkpoint: {str(path)!r} is not a plain state dict (names with a tensor each)")
     foreign = [prefix for prefix in PREFIXES if not any(name.startswith(prefix) for name in names)]
     while prefix := next((p for p in foreign if any(name.startswith(p) for name in state)), None):
-        beside = {name: value for name, value in state.items() if not name.startswith(prefix)}
+        rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if "head.weight" not in state:
-            state |= _linear_head(beside, width)
+            state |= _linear_head(rest, width)
     return state
 
 # %% ../nbs/06_checkpoints.ipynb #93548fcd

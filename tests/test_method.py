@@ -33,7 +33,7 @@ def test_same_seed_same_arrays(vit, scene, recipe, kind):
 
 def test_is_the_modules_in_line(vit, scene):
     x = load_image(scene, vit)
-    scores, null = attention_scores(x, vit).numpy(), Null(n=3, groups=16).scores(x, vit, Attention(), seed=5)
+    scores, null = attention_scores(x, vit).numpy(), Null(n=4, groups=16).scores(x, vit, Attention(), seed=5)
     sig, cuts = significance(scores, null), Cuts(p=0.1)
     res = regularize(scene, vit, seed=5, cuts=cuts)
     for name in SIG:
@@ -45,7 +45,7 @@ def test_is_the_modules_in_line(vit, scene):
 def test_default_number_of_null_images(vit, scene):
     assert len(regularize(scene, vit, recipe="released", seed=0).null) == 1
     assert len(regularize(scene, vit, recipe=Recipe(n_null=4, groups=1), seed=0).null) == 4
-    assert len(regularize(scene, vit, seed=0).null) == 3
+    assert len(regularize(scene, vit, seed=0).null) == 4
     assert len(regularize(scene, vit, null="pixel", recipe="paper", seed=0).null) == 1
     assert len(regularize(scene, vit, null=4, recipe="paper", seed=0).null) == 4
 

@@ -71,6 +71,7 @@ Engines = Enum("Engines", {"local": "local", "ray": "ray"}, type=str)
 Dtypes = Enum("Dtypes", {"float32": "float32", "bfloat16": "bfloat16"}, type=str)
 
 # %% ../nbs/33_cli.ipynb #e7683d6c
+_DRAWS = "4; without groups 20, or 1 for the recipes paper and released"
 _MODEL, _SCORE, _NULL, _CUTS = (dict(rich_help_panel=name) for name in ("Model", "Score", "Null images", "Statistics and thresholds"))
 
 Model = Annotated[
@@ -118,7 +119,7 @@ Number = Annotated[
     typer.Option(
         "--n",
         help="Null scores for each patch, a number or auto.",
-        show_default="4; without groups 20, or 1 for the recipes paper and released",
+        show_default=_DRAWS,
         **_NULL,
     ),
 ]
@@ -562,7 +563,7 @@ def _study(
         typer.Option(
             "--n",
             help="Null scores for each patch; may be repeated.",
-            show_default="4; without groups 20, or 1 for the recipes paper and released",
+            show_default=_DRAWS,
             **_NULL,
         ),
     ] = None,

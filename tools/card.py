@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from attnbootreg import inject_noise, load_vit, make_scenes, regularize, square_mask
 
 vit = load_vit("scenes-plain", device="cpu")
-scene = make_scenes(1, seed=406)
-noise = square_mask(vit.img_size, seed=406, avoid=scene.masks[0])
-res = regularize(inject_noise(scene.images[0], noise, seed=406).clamp(0, 1), vit, seed=0)
+seed = 406  # the scene of the first page
+scene = make_scenes(1, seed=seed)
+noise = square_mask(vit.img_size, seed=seed, avoid=scene.masks[0])
+res = regularize(inject_noise(scene.images[0], noise, seed=seed).clamp(0, 1), vit, seed=0)
 
 card = Figure(figsize=(12, 6.3), dpi=100)  # 1200 x 630 pixels
 FigureCanvasAgg(card)

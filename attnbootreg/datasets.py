@@ -240,13 +240,15 @@ def _whole(values: pd.Series, allowed: Sequence[int], source: str) -> pd.Series:
     numbers = pd.to_numeric(values, errors="coerce")
     wrong = values[~numbers.isin(allowed)]
     if len(wrong):
-        raise ValueError(f"folder: {source} should hold {allowed[0]} to {allowed[-1]}, got {wrong.iloc[0]!r}")
+        raise ValueError(f"folder: {source} should hold {allowed[0]} to {allowed[-1]}, got {wrong.iloc[0]}")
     return numbers.astype(int)
 
 
 def _samples(name: str, classes: Sequence[str], **columns: object) -> Samples:
     "Class names and groups follow from labels and backgrounds, where no groups are given."
     table = pd.DataFrame(columns)
+    for column in ("background", "mask"):  # of strings and None, which a column of strings would turn into NaN
+        table[column] = pd.Series([None if pd.isna(value) else value for value in table[column]], dtype=object)
     table["class_name"] = [classes[label] for label in table["label"]]
     if "group" not in table:
         pairs = zip(table["class_name"], table["background"])
@@ -334,7 +336,7 @@ def _by_id(path: Path, *names: str) -> pd.DataFrame:
     rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = next((row for row in rows if len(row) != 1 + len(names)), None)
     if wrong is not None or not rows:
-        raise ValueError(f"folder: {path} should hold lines of id, {', '.join(names)}; got {' '.join(wrong or []) or 'nothing'!r}")
+        raise ValueError(f"folder: {path} should hold lines of id, {', '.join(names)}; got {' '.join(wrong or []) or 'nothing'}")
     table = pd.DataFrame(rows, columns=["id", *names]).set_index("id")
     if not table.index.is_unique:
         raise ValueError(f"folder: {path} has the id {table.index[table.index.duplicated()][0]} twice")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         Tradeoff, attention_share, auroc, average_precision, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
         suppression_factor, tradeoff,
     )  # fmt: skip
-    from attnbootreg.perturbation import Perturbation, perturb
+    from attnbootreg.perturbation import Faithfulness, Perturbation, faithfulness, perturb
     from attnbootreg.precision import p_errors, p_intervals, undecided
     from attnbootreg.recipes import RECIPES, Cuts, Recipe
     from attnbootreg.regions import Regions, familywise_p, familywise_threshold, find_regions, true_finds
@@ -40,7 +40,7 @@ _MODULES = {
     "method": "Regularized regularize",
     "metrics": "Tradeoff attention_share auroc average_precision roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
     "suppression_factor tradeoff",
-    "perturbation": "Perturbation perturb",
+    "perturbation": "Faithfulness Perturbation faithfulness perturb",
     "precision": "p_errors p_intervals undecided",
     "recipes": "RECIPES Cuts Recipe",
     "regions": "Regions familywise_p familywise_threshold find_regions true_finds",

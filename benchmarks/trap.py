@@ -244,7 +244,7 @@ def main() -> None:
             if not ((table["arm"] == arm) & (table["seed"] == seed)).any():
                 row = {"arm": arm, "seed": seed, "steps": args.steps} | measure()
                 table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
-                write_beside({args.out: lambda file: file.write(table.to_csv(index=False).encode())})
+                write_beside({args.out: lambda file, table=table: file.write(table.to_csv(index=False).encode())})
                 print(json.dumps(row), flush=True)
     if args.ship:
         ship(args, args.ship)

@@ -7,9 +7,9 @@ __all__ = ['PARTS', 'factor_attention', 'FactorAttention', 'gumbel_noise', 'one_
            'FaithfulViT', 'leave_out', 'part_thresholds', 'part_effects', 'orthogonality', 'part_presence',
            'background_presence', 'total_variation', 'entropy', 'concentration', 'Move', 'draw_move', 'equivariance',
            'LossWeights', 'Rates', 'part_losses', 'trained_parameters', 'train_faithful', 'save_faithful',
-           'load_faithful']
+           'load_faithful', 'Picture', 'Pictures', 'trap_pictures', 'folder_pictures', 'batch_of', 'evaluate_faithful']
 
-# %% ../nbs/28b_parts.ipynb #7d364c12
+# %% ../nbs/28b_parts.ipynb #8bc400db
 import copy
 import json
 import math
@@ -25,6 +25,7 @@ import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
@@ -35,9 +36,13 @@ from tqdm import tqdm
 from .adapters import AttentionCall, Replaced
 from .checkpoints import WEIGHTS
 from .checks import check_count, check_share
+from .datasets import Samples, group_accuracy
 from .files import versions, write_beside
+from .images import load_image
+from .layouts import ViT
 from .loading import load_vit
-from .masking import compose, visible_tokens
+from .masking import compose, pixels_of, visible_tokens
+from .scenes import PLACES, TRAP_CLASSES, make_trap_scenes
 
 # %% ../nbs/28b_parts.ipynb #c1cf95d3
 def factor_attention(
@@ -603,7 +608,7 @@ def equivariance(
     back = move.undone(moved, patch_size)
     return 1 - F.cosine_similarity(maps[:, :-1].flatten(2), back[:, :-1].flatten(2), dim=2).mean()
 
-# %% ../nbs/28b_parts.ipynb #9b79e4ad
+# %% ../nbs/28b_parts.ipynb #83564517
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the loss, each at least 0; the defaults are those of arXiv:2506.08915's code.
@@ -642,15 +647,16 @@ class Rates:
     ----------
     backbone : float
         Of all that was pretrained.
-    prototypes, modulation, heads : float
-        Of what is new.
+    prototypes : float
+        Of the prototypes of the parts.
+    heads : float
+        Of the other new layers: modulation, norm and heads.
     decay : float
         Weight decay of matrices; of all else there is none.
     """
 
     backbone: float = 2.8e-6
     prototypes: float = 2.8e-3
-    modulation: float = 2.8e-2
     heads: float = 2.8e-2
     decay: float = 0.05
 
@@ -702,7 +708,7 @@ def part_losses(
         concentration=concentration(maps),
     )
 
-# %% ../nbs/28b_parts.ipynb #04fd8054
+# %% ../nbs/28b_parts.ipynb #0fd09a0d
 def trained_parameters(
     model: FaithfulViT,
     rates: Rates,
@@ -724,8 +730,7 @@ def trained_parameters(
     selector, tokens = model.selector, ("cls_token", "reg_token", "pos_embed")
     frozen = {id(p) for name, p in selector.backbone.named_parameters() if name not in tokens} if model.separate else set()
     rate_of = {id(selector.prototypes): rates.prototypes}
-    rate_of |= {id(p): rates.modulation for p in selector.modulation.parameters()}
-    rate_of |= {id(p): rates.heads for head in (selector.head, model.head) for p in head.parameters()}
+    rate_of |= {id(p): rates.heads for layer in (selector.modulation, selector.head, model.head) for p in layer.parameters()}
     still = {id(selector.prototypes), *map(id, selector.modulation.parameters())}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, p in model.named_parameters():
@@ -899,3 +904,202 @@ def load_faithful(
     known = dict(name=name, mean=tuple(card["mean"]), std=tuple(card["std"]), classes=tuple(card["classes"]), weights=str(path))
     faithful.vit = replace(vit, **known)
     return faithful.eval().to(vit.device)
+
+# %% ../nbs/28b_parts.ipynb #c6626fcb
+class Picture(NamedTuple):
+    """A picture with what is known of it.
+
+    Attributes
+    ----------
+    image : Tensor
+        (3, H, W), normalized.
+    label : int
+        Its class.
+    group : str
+        Whose accuracies are compared, such as "waterbird, land".
+    mask : Tensor | None
+        (H, W) bool: pixels of the object.
+    """
+
+    image: Tensor
+    label: int
+    group: str
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures by number. `pictures[3]` is the fourth.
+
+    Attributes
+    ----------
+    n : int
+        How many.
+    classes : tuple[str, ...]
+        Names of the classes.
+    load : Callable[[int], Picture]
+        Gives one.
+    """
+
+    n: int
+    classes: tuple[str, ...]
+    load: Callable[[int], Picture]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Picture:
+        if not 0 <= i < self.n:
+            raise IndexError(f"there are {self.n} pictures, 0 to {self.n - 1}")
+        return self.load(i)
+
+
+def trap_pictures(
+    vit: ViT,
+    n: int = 1000,
+    seed: int = 0,
+    agree: float = 0.95,
+) -> Pictures:
+    """Trap scenes as a model takes them; `agree=0.5` for a test. Raises `ValueError` for a model whose images are not square.
+
+    Parameters
+    ----------
+    vit : ViT
+        Whose size and normalization are used.
+    n : int, default 1000
+        How many.
+    seed : int, default 0
+        Same seed, same pictures.
+    agree : float, default 0.95
+        Share of the pictures whose place goes with the class.
+
+    Returns
+    -------
+    Pictures
+    """
+    size, width = vit.img_size
+    if size != width:
+        raise ValueError(f"vit: trap scenes are square, and the model takes {size} x {width} px; load it with img_size={size}")
+
+    def load(i: int) -> Picture:
+        scene = make_trap_scenes(1, seed, size, agree, start=i)
+        label, place = int(scene.labels[0]), int(scene.places[0])
+        return Picture(load_image(scene.images[0], vit), label, f"{TRAP_CLASSES[label]}, {PLACES[place]}", scene.masks[0])
+
+    return Pictures(n, TRAP_CLASSES, load)
+
+
+def _object_pixels(path: str, size: tuple[int, int]) -> Tensor:
+    "A mask in a file, where anything above zero is object, in another size: (H, W) bool."
+    with Image.open(path) as mask:
+        inside = mask.convert("L").point(lambda value: 255 * (value > 0)).resize(size[::-1], Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(inside) > 127)
+
+
+def folder_pictures(
+    samples: Samples,
+    vit: ViT,
+    split: str,
+) -> Pictures:
+    """The pictures of one split of a data set. Raises `ValueError` if there is none.
+
+    Parameters
+    ----------
+    samples : Samples
+        As the loaders of `datasets` give them.
+    vit : ViT
+        Whose size and normalization are used.
+    split : str
+        "train", "val" or "test".
+
+    Returns
+    -------
+    Pictures
+    """
+    rows = samples.of(split).table
+
+    def load(i: int) -> Picture:
+        row = rows.iloc[i]
+        mask = None if row["mask"] is None else _object_pixels(row["mask"], vit.img_size)
+        return Picture(load_image(row["path"], vit), int(row["label"]), str(row["group"]), mask)
+
+    return Pictures(len(rows), samples.classes, load)
+
+
+def batch_of(
+    pictures: Pictures,
+    step: int,
+    batch_size: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The batch of a step: every picture once in an order, then all again in another; half of them mirrored.
+
+    Parameters
+    ----------
+    pictures : Pictures
+        To train on.
+    step : int
+        From 0.
+    batch_size : int
+        Pictures in a batch.
+    seed : int, default 0
+        Of the order and of what is mirrored.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Images (N, 3, H, W), normalized, and labels (N,).
+    """
+    places, images, labels = np.arange(step * batch_size, (step + 1) * batch_size), [], []
+    for epoch in np.unique(places // len(pictures)):
+        rng = np.random.default_rng([seed, int(epoch)])
+        order, mirrored = rng.permutation(len(pictures)), rng.random(len(pictures)) < 0.5
+        for i in places[places // len(pictures) == epoch] % len(pictures):
+            picture = pictures[int(order[i])]
+            images.append(picture.image.flip(-1) if mirrored[i] else picture.image)
+            labels.append(picture.label)
+    return torch.stack(images), torch.tensor(labels)
+
+
+@torch.inference_mode()
+def evaluate_faithful(
+    model: FaithfulViT,
+    pictures: Pictures,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """Accuracy of the prediction, of the worst group and of each, of stage 1, and how far the mask is the object.
+
+    Parameters
+    ----------
+    model : FaithfulViT
+        In evaluation mode.
+    pictures : Pictures
+        To test with.
+    batch_size : int, default 32
+        Pictures at a time.
+
+    Returns
+    -------
+    dict[str, float]
+        `n`, `accuracy`, `worst_group`, `stage_1_accuracy`, `stage_1_worst_group`, `mask_share`
+        (of the patches), `mask_iou` (pixels, mean over the pictures whose object is known; NaN
+        if there are none), and the accuracy of each group by its name.
+    """
+    guesses, rest = [], []
+    for start in range(0, len(pictures), batch_size):
+        some = [pictures[i] for i in range(start, min(start + batch_size, len(pictures)))]
+        out = model(torch.stack([one.image for one in some]).to(model.vit.device))
+        keep = out.selection.mask.cpu() > 0.5
+        pixels = pixels_of(keep, model.vit.patch_size)
+        guesses += zip(out.logits.argmax(1).tolist(), out.selection.logits.argmax(1).tolist())
+        for one, inside, kept in zip(some, pixels, keep):
+            overlap = np.nan if one.mask is None else float((inside & one.mask).sum() / (inside | one.mask).sum())
+            rest.append((one.label, one.group, float(kept.float().mean()), overlap))
+    (second, first), (labels, groups, shares, overlaps) = zip(*guesses), zip(*rest)
+    stages = [group_accuracy(labels, guess, groups) for guess in (second, first)]
+    row = {"n": len(pictures)}
+    for name, found in zip(("", "stage_1_"), stages):
+        row |= {f"{name}accuracy": found.mean, f"{name}worst_group": float(found.accuracy.min())}
+    known = [one for one in overlaps if not np.isnan(one)]
+    row |= {"mask_share": float(np.mean(shares)), "mask_iou": float(np.mean(known)) if known else np.nan}
+    return row | dict(zip(stages[0].groups, stages[0].accuracy.tolist()))

@@ -44,7 +44,7 @@ from attnbootreg.training import MEAN, STD
 
 ARCHITECTURE = dict(img_size=64, patch_size=4, embed_dim=96, depth=4, num_heads=3)
 GRID, N = (16, 16), 256
-RATES = Rates(backbone=5e-4, prototypes=5e-3, modulation=5e-4, heads=5e-4)
+RATES = Rates(backbone=5e-4, prototypes=5e-3, heads=5e-4)
 BATCH, PARTS, TEST_SEED = 32, 2, 9_000_000
 
 
@@ -163,7 +163,9 @@ def report(logits: Tensor, keep: Tensor, scenes: TrapScenes) -> dict[str, float]
     pixels = pixels_of(keep, (4, 4))
     iou = (pixels & scenes.masks).sum((1, 2)) / (pixels | scenes.masks).sum((1, 2))
     row = {"n": len(logits), "accuracy": found.mean, "worst group": float(found.accuracy.min())}
-    return row | {"mask IoU": float(iou.mean()), "mask share": float(keep.float().mean())} | dict(zip(found.groups, found.accuracy.tolist()))
+    return (
+        row | {"mask IoU": float(iou.mean()), "mask share": float(keep.float().mean())} | dict(zip(found.groups, found.accuracy.tolist()))
+    )
 
 
 def significant(vit: ViT, scenes: TrapScenes) -> list[Significance]:

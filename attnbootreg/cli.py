@@ -295,7 +295,7 @@ def _masks(mask: Path | None, images: list[Path]) -> list[Path | None]:
     return [mask]
 
 # %% ../nbs/33_cli.ipynb #f656aa1a
-_TYPED = {"kind": "null", "path": "out"}  # fields whose option has another name
+_TYPED = {"kind": "null", "path": "out", "k": "found", "metrics": "metric"}  # fields whose option has another name
 
 
 def _as_typed(text: str) -> str:
@@ -663,6 +663,84 @@ def _summarize(
     whole = [name for name in ("images", "errors") if name in table]
     text = table.to_string(float_format="{:.3f}".format, formatters=dict.fromkeys(whole, "{:.0f}".format)) + f"\n\n{LEGEND}"
     _tell(text, json.loads(table.reset_index().to_json(orient="records")), as_json, quiet=False)
+
+# %% ../nbs/33_cli.ipynb #a67ad55b
+def _chosen(texts: list[str] | None, side: str) -> dict[str, str]:
+    "COLUMN=VALUE as a dictionary."
+    pairs = [text.partition("=") for text in texts or []]
+    for column, equal, _ in pairs:
+        if not (column and equal):
+            raise ValueError(f"rows_{side}: {column!r} is not COLUMN=VALUE, such as recipe=paper")
+    return {column.strip(): value.strip() for column, _, value in pairs}
+
+
+def _metrics(texts: list[str]) -> list[str | tuple[str, str]]:
+    "A column, or ONE:TWO as a pair."
+    return [(text.split(":", 1)[0], text.split(":", 1)[1]) if ":" in text else text for text in texts]
+
+
+@app.command("compare")
+def _compare(
+    one: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
+    two: Annotated[Path, typer.Argument(help="Folder of a study of the same pictures; differences are two - one.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The table is OUT.csv, the figure OUT.png.")] = Path("comparison"),
+    metric: Annotated[list[str], typer.Option(help="A column of the studies, or ONE:TWO, a column of each; may be repeated.")] = [
+        "percentile_p",
+        "percentile_lfdr",
+        "area_p",
+        "area_lfdr",
+    ],
+    rows_one: Annotated[
+        list[str] | None, typer.Option(help="Rows of one to take, COLUMN=VALUE; may be repeated.", show_default="all")
+    ] = None,
+    rows_two: Annotated[list[str] | None, typer.Option(help="The same of two.", show_default="all")] = None,
+    resamples: Annotated[int, typer.Option(help="Flips of the signs, and draws of the bootstrap.")] = 9999,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    "Compare two studies of the same pictures: paired differences, their intervals, and p-values adjusted for all of them."
+    from attnbootreg.compare import compare_studies
+
+    try:
+        where = _chosen(rows_one, "one"), _chosen(rows_two, "two")
+        result = compare_studies(one, two, _metrics(metric), where, resamples, seed=seed)
+        files = result.save(out)
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        _stop(error, 2)
+    except OSError as error:
+        _stop(error, 1)
+    card = dict(compared=result.compared, files=files, table=json.loads(result.table.to_json(orient="records")))
+    _tell("\n".join([repr(result), *(f"wrote {file}" for file in files)]), card, as_json, quiet)
+
+# %% ../nbs/33_cli.ipynb #5729d612
+@app.command("plan")
+def _plan(
+    grid: Annotated[str, typer.Argument(help="Patches: 16, or ROWSxCOLUMNS.")] = "14",
+    draws: Annotated[list[int], typer.Option(help="Draws of each patch; may be repeated.")] = [1, 4, 10, 20],
+    found: Annotated[list[int], typer.Option(help="Patches that stand out; may be repeated.")] = [1, 3, 10],
+    effect: Annotated[float, typer.Option(help="Of these patches, in standard deviations of null scores.")] = 4.0,
+    q: Annotated[float, typer.Option("--q", help="The threshold of the q-values.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Same seed, same simulated maps.")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Say which p, q and lfdr a number of draws allows, and how probable a find is, for the recipe conditional."
+    from attnbootreg.precision import draws_needed, plan, power
+
+    try:
+        size = _img_size(grid)
+        n = size[0] * size[1] if isinstance(size, tuple) else (size or 0) ** 2
+        table = plan(n, draws, found)
+        shares = [power(effect, n, row.draws, row.found, q, runs=100, seed=seed).found[0] for row in table.itertuples()]
+        needed = {k: draws_needed(q, n, k) for k in found}
+    except ValueError as error:
+        _stop(ValueError(re.sub("^img_size: .*", f"grid: {grid!r} is not a number of patches or ROWSxCOLUMNS", str(error))), 2)
+    table = table.assign(power=shares)
+    text = table.to_string(index=False, float_format="{:.4f}".format)
+    text += "\n\np, q    the smallest that are possible\nlfdr    what to expect where the other patches are noise"
+    text += f"\npower   share of these patches that is found at q <= {q:g} if their effect is {effect:g}; 100 simulated maps\n"
+    text += f"\ndraws before q <= {q:g} is possible: " + ", ".join(f"{B} for {k} patch{'es' * (k > 1)}" for k, B in needed.items())
+    _tell(text, dict(draws_needed=needed, table=json.loads(table.to_json(orient="records"))), as_json, quiet=False)
 
 # %% ../nbs/33_cli.ipynb #2b3d0220
 @app.command("demo")

@@ -181,7 +181,9 @@ def _row_of(vit: ViT) -> nn.ModuleList | nn.Sequential:
 
 
 def _refused(vit: ViT, why: str) -> TypeError:
-    return TypeError(f"vit: {vit.name} cannot be kept from seeing patches, since {why}; choose a model whose patches meet in attention only")
+    return TypeError(
+        f"vit: {vit.name} cannot be kept from seeing patches, since {why}; choose a model whose patches meet in attention only"
+    )
 
 
 @contextmanager
@@ -272,7 +274,9 @@ def check_keep(
         )
     empty = (~keep.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"keep: the mask of image {empty[0]} is empty ({len(empty)} of {images} are); keep at least one patch of each image")
+        raise ValueError(
+            f"keep: the mask of image {empty[0]} is empty ({len(empty)} of {images} are); keep at least one patch of each image"
+        )
     return keep.to(vit.device)
 
 

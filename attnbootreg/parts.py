@@ -259,7 +259,11 @@ class FaithfulViT(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(backbone.embed_dim), nn.Linear(backbone.embed_dim, classes, bias=False))
         self.separate, self.dropout, self.released, self.parts = separate, dropout, released, parts
         draw = torch.Generator().manual_seed(seed)
-        for weight, std in ((self.selector.prototypes, backbone.embed_dim**-0.5), (self.selector.head.weight, 0.02), (self.head[1].weight, 0.02)):
+        for weight, std in (
+            (self.selector.prototypes, backbone.embed_dim**-0.5),
+            (self.selector.head.weight, 0.02),
+            (self.head[1].weight, 0.02),
+        ):
             nn.init.trunc_normal_(weight, std=std, generator=draw)
 
     def forward(

@@ -191,10 +191,10 @@ def test_intervals_after_stopping_early():
 
 def test_auto_stops_when_decided(vit):
     pure = np.random.default_rng(0).random((128, 128, 3))
-    res = regularize(pure, vit, null=Null(n="auto", n_max=60), cuts=Cuts(p=0.1), seed=0)
+    res = regularize(pure, vit, null=Null(n="auto", n_max=60, groups=1), cuts=Cuts(p=0.1), seed=0)  # in groups: test_scores
     assert res.settings["null"]["n"] == "auto" and len(res.null) in (40, 60)
     assert res.undecided.mean() <= 0.02 or len(res.null) == 60
-    fixed = regularize(pure, vit, null=len(res.null), cuts=Cuts(p=0.1), seed=0)
+    fixed = regularize(pure, vit, null=Null(n=len(res.null), groups=1), cuts=Cuts(p=0.1), seed=0)
     np.testing.assert_allclose(fixed.null, res.null, rtol=1e-4)
 
 

@@ -83,7 +83,7 @@ def test_regularize_goes_on_after_a_bad_picture(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     picture.rotate(90).save(tmp_path / "other" / "a.jpg")
     (tmp_path / "bad.png").write_text("no picture")
-    done = in_a_shell("regularize", "a.png", "bad.png", "other/a.jpg", "--out", "out", "--n", "2", "--seed", "4", cwd=tmp_path)
+    done = attnbootreg("regularize", "a.png", "bad.png", "other/a.jpg", "--out", "out", "--n", "2", "--seed", "4", cwd=tmp_path)
     assert done.returncode == 1
     assert "bad.png" in done.stderr and "1 of 3" in done.stderr and "bad.png" not in done.stdout
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -214,23 +214,8 @@ def test_a_score_of_ones_own(folder):
 def test_relevance_maps_by_name(folder):
     from attnbootreg import CDAM, load_study, load_vit, regularize
 
-    done = in_a_shell(
-        "regularize",
-        "a.png",
-        "--out",
-        "out",
-        "--score",
-        "CDAM",
-        "--target",
-        "red ring",
-        "--target",
-        "4",
-        "--n",
-        "3",
-        "--seed",
-        "1",
-        cwd=folder,
-    )
+    options = ("--score", "CDAM", "--target", "red ring", "--target", "4", "--n", "3", "--seed", "1")
+    done = attnbootreg("regularize", "a.png", "--out", "out", *options, cwd=folder)
     assert done.returncode == 0 and "  red ring: " in done.stdout and "  green bar: " in done.stdout, done.stderr
     loaded, ours = Regularized.load(folder / "out" / "a"), regularize(folder / "a.png", load_vit(), CDAM(("red ring", 4)), null=3, seed=1)
     np.testing.assert_allclose(loaded.scores, ours.scores, rtol=1e-3, atol=1e-6)
@@ -400,9 +385,7 @@ def test_study_and_summarize(tmp_path, picture):
 def test_study_of_a_score_of_ones_own_at_several_thresholds(folder):
     from attnbootreg import load_study
 
-    done = in_a_shell(
-        "study", "a.png", "--out", "norms", "--score", "my_scores:token_norm", "--n", "3", "--p", "0.1", "--p", "0.3", cwd=folder
-    )
+    done = typed("study a.png --out norms --score my_scores:token_norm --n 3 --p 0.1 --p 0.3")
     assert done.returncode == 0 and "1 images done, 0 with an error; 2 rows" in done.stdout, done.stderr
     rows = load_study(folder / "norms")
     assert sorted(rows["cut_p"]) == sorted(rows["cut_lfdr"]) == [0.1, 0.3] and (rows["cut_q"] == 0.1).all()
@@ -433,12 +416,18 @@ def test_json_for_other_programs(tmp_path, picture):
     assert json.loads(attnbootreg("models", "scenes", "--json").stdout) == ["scenes"]
 
 
-def test_quiet_says_nothing_but_errors(tmp_path, picture):
+def test_quiet_says_nothing_but_errors(tmp_path, picture, capfd):
     picture.save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no picture")
-    for command in ("regularize a.png --out out --n 1", "simulate a.png --n 1", "study a.png --out study --n 1", "demo"):
-        done = in_a_shell(*command.split(), "--quiet", cwd=tmp_path)
+    for start, command in (
+        (attnbootreg, "regularize a.png --out out --n 1"),
+        (attnbootreg, "simulate a.png --n 1"),
+        (attnbootreg, "demo"),
+        (in_a_shell, "study a.png --out study --n 1"),  # imports more than the others: no import says anything either
+    ):
+        done = start(*command.split(), "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
+        assert capfd.readouterr() == ("", ""), command  # nor past Python's streams
     done = in_a_shell("regularize", "bad.png", "--out", "out", "--quiet", cwd=tmp_path)
     assert done.returncode == 1 and "bad.png" in done.stderr and not done.stdout
 

@@ -58,7 +58,7 @@ def is_scan(
     if not file.is_file():
         return False
     with open(file, "rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        return stream.read(132)[128:] == b"DICM" and file.name.upper() != "DICOMDIR"
 
 # %% ../nbs/04b_scans.ipynb #17fc543c
 def _what(file: Path) -> str:
@@ -401,7 +401,7 @@ def _scan(name: str, frames: _Frames, window: tuple[float, float] | None, space:
 def _series_files(folder: Path) -> list[tuple[Path, Any]]:
     "The DICOM files of a folder with their headers. Raises `FileNotFoundError` if there are none, `ValueError` for several series."
     files = sorted(file for file in folder.iterdir() if is_scan(file) and not _is_nifti(file) and file.is_file())
-    heads = [(file, _read_dicom(file, pixels=False)) for file in files if file.name.upper() != "DICOMDIR"]
+    heads = [(file, _read_dicom(file, pixels=False)) for file in files]
     heads = [(file, head) for file, head in heads if "Rows" in head]
     if not heads:
         raise FileNotFoundError(f"image: there are no DICOM images in {str(folder)!r}; give the folder of one series")
@@ -595,7 +595,7 @@ def list_slices(
             n = _count(file)
         except (ValueError, OSError):  # whoever reads it will hear why
             pass
-    return [os.fspath(path)] if n == 1 else [f"{file}#{i}" for i in range(n)]
+    return [os.fspath(path)] if n == 1 else [f"{os.fspath(path)}#{i}" for i in range(n)]
 
 
 def _count(file: Path) -> int:

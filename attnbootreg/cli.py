@@ -111,9 +111,7 @@ Target = Annotated[
 
 Window = Annotated[
     str | None,
-    typer.Option(
-        help="Of DICOM and NIfTI files: CENTER,WIDTH in the units of the scan, such as 40,400.", show_default="that of the file"
-    ),
+    typer.Option(help="Of DICOM and NIfTI files: CENTER,WIDTH in the units of the scan, such as 40,400.", show_default="that of the file"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -728,7 +726,13 @@ def _demo(
     _tell_simulated(title, result, files, dict(on_object=scene.masks[0], on_noise=noise), as_json, quiet)
 
 # %% ../nbs/33_cli.ipynb #5ba10af1
-_EXTRAS = {"study": ["pyarrow"], "explore": ["ipywidgets", "anywidget", "jupyterlab"], "hf": ["transformers"], "ray": ["ray"], "medical": ["pydicom", "nibabel"]}
+_EXTRAS = {
+    "study": ["pyarrow"],
+    "explore": ["ipywidgets", "anywidget", "jupyterlab"],
+    "hf": ["transformers"],
+    "ray": ["ray"],
+    "medical": ["pydicom", "nibabel"],
+}
 
 
 @app.command("models")

@@ -321,7 +321,7 @@ def _open_nifti(file: Path) -> Any:
         raise ValueError(f"image: {str(file)!r} is {type(image).__name__}, not a NIfTI file; convert it first")
     return image
 
-
+# %% ../nbs/04b_scans.ipynb #d0e91b76
 def _volume_shape(image: Any, volume: int | None, name: str) -> tuple[int, ...]:
     "The three axes of the wanted volume. Raises `ValueError` for colors, for more axes, and for a volume that is not there."
     kind = image.get_data_dtype()
@@ -387,7 +387,7 @@ class Scan:
         slices, height, width = self.pixels.shape[:3]
         return f"Scan({self.name!r}, {slices} slice{'s' * (slices != 1)} of {height} x {width})"
 
-
+# %% ../nbs/04b_scans.ipynb #810582bd
 def _scan(name: str, frames: _Frames, window: tuple[float, float] | None, space: _Space | None) -> Scan:
     "Slices through a window: the user's, the file's, or one by percentiles."
     if frames.values.ndim == 4:
@@ -529,7 +529,7 @@ def _one_slice(path: str | os.PathLike, window: Sequence[float] | None) -> tuple
         raise ValueError(f"image: {str(file)!r} has slices 0 to {len(scan) - 1}, got {number}")
     return scan, number or 0
 
-
+# %% ../nbs/04b_scans.ipynb #62cfc040
 def read_slice(
     path: str | os.PathLike,
     window: Sequence[float] | None = None,
@@ -623,7 +623,7 @@ def _header_of(scan: Scan, space: _Space) -> tuple[Any, Any]:
     header["cal_min"] = header["cal_max"] = 0
     return type(space.template), header
 
-
+# %% ../nbs/04b_scans.ipynb #c3f9b28e
 def save_nifti(
     path: str | os.PathLike,
     maps: Sequence[np.ndarray] | np.ndarray,

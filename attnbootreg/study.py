@@ -98,7 +98,9 @@ def _files(images: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[
         return (Source(str(path), Path(path).parent.name, str(path)) for path in images)
     root = Path(images)
     if root.is_dir():
-        return _folder_files(root, sorted(path for path in root.rglob("*") if path.is_file() and (path.suffix.lower() in ENDINGS or is_scan(path))))
+        return _folder_files(
+            root, sorted(path for path in root.rglob("*") if path.is_file() and (path.suffix.lower() in ENDINGS or is_scan(path)))
+        )
     return _table_files(root) if root.suffix.lower() in (".csv", ".parquet") else _pattern_files(str(images))
 
 

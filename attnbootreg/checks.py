@@ -381,7 +381,8 @@ def need(
     module : str
         The name of the module: "pyarrow", "ray.data".
     extra : str
-        The extra that installs it: "study", "explore", "hf" or "ray".
+        The extra that installs it: "study", "explore", "hf", "medical" or
+        "ray".
 
     Returns
     -------

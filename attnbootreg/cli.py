@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Dtypes', 'Model', 'Checkpoint', 'Pretrained',
-           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Target', 'Json',
-           'Quiet', 'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q', 'Lfdr', 'Z',
-           'NoiseKind', 'LEGEND']
+           'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Target', 'Window',
+           'Json', 'Quiet', 'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P', 'Q',
+           'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
 
 # %% ../nbs/33_cli.ipynb #bdb984a2
 import inspect
@@ -109,6 +109,10 @@ Target = Annotated[
     typer.Option(help="Class of a map of a class, by number or name; may be repeated.", show_default="the predicted class", **_SCORE),
 ]
 
+Window = Annotated[
+    str | None,
+    typer.Option(help="Of DICOM and NIfTI files: CENTER,WIDTH in the units of the scan, such as 40,400.", show_default="that of the file"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -161,6 +165,15 @@ def _img_size(text: str | None) -> int | tuple[int, int] | None:
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
         raise ValueError(f"img_size: {text!r} is not a number of pixels or HEIGHTxWIDTH")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _window(text: str | None) -> tuple[float, float] | None:
+    "40,400: center and width."
+    try:
+        center, width = map(float, (text or "0,1").split(","))
+    except ValueError as error:
+        raise ValueError(f"window: {text!r} is not CENTER,WIDTH, such as 40,400") from error
+    return None if text is None else (center, width)
 
 
 def _parts(text: str) -> str | int | tuple[str | int, ...]:
@@ -249,11 +262,18 @@ def _checked(vit: "ViT", score: "ScoreMap", null: "Null", recipe: "Recipe", cuts
     return vit, score, null, recipe, cuts
 
 
+def _stem(image: Path) -> str:
+    "The name of a picture without its ending; ct-40 for the slice ct.nii.gz#40."
+    scan = re.fullmatch(r"(.+?)\.(?:dcm|dicom|nii|nii\.gz)(?:#(\d+))?", image.name, re.IGNORECASE)
+    return image.stem if scan is None else "-".join(filter(None, scan.groups()))
+
+
 def _names(images: list[Path]) -> list[str]:
     "A name for the results of each picture: its own, with a number where two pictures share one."
     names, taken = [], set()  # upper and lower case are the same name to some disks
     for image in images:
-        free = (name for name in chain([image.stem], (f"{image.stem}-{i}" for i in count(2))) if name.casefold() not in taken)
+        stem = _stem(image)
+        free = (name for name in chain([stem], (f"{stem}-{i}" for i in count(2))) if name.casefold() not in taken)
         names.append(next(free))
         taken.add(names[-1].casefold())
     return names
@@ -358,7 +378,9 @@ def _card(result: "Regularized", files: list[Path], shares: list[dict] | None = 
 # %% ../nbs/33_cli.ipynb #7d011eae
 @app.command("regularize")
 def _regularize(
-    images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(help="Picture files, DICOM files, slices of NIfTI volumes (ct.nii.gz#40).", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the results: NAME.png, NAME.npz and NAME.json for each picture.")],
     model: Model = "scenes",
     checkpoint: Checkpoint = None,
@@ -384,6 +406,7 @@ def _regularize(
         Path | None,
         typer.Option(help="Picture that is black where the image does not count, or a folder with one of the same name for each."),
     ] = None,
+    window: Window = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result; image i uses seed + i.")] = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -399,31 +422,40 @@ def _regularize(
         objects = (
             _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
-        names, masks = _names(images), _masks(mask, images)
+        names, masks, gray = _names(images), _masks(mask, images), _window(window)
         _check_targets(out, names, [*images, *filter(None, masks)])
         how = _checked(load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained), *objects)
     except (ValueError, TypeError, OSError) as error:
         _stop(error, 2)
-    failed = _regularize_all(list(zip(images, masks, names)), out, how, seed, as_json, quiet)
+    failed = _regularize_all(list(zip(images, masks, names)), out, how, seed, gray, as_json, quiet)
     if failed:
         typer.echo(f"attnbootreg: {failed} of {len(images)} pictures could not be done, see above", err=True)
         raise typer.Exit(1)
 
 # %% ../nbs/33_cli.ipynb #924879d4
 def _regularize_all(
-    pictures: list[tuple[Path, Path | None, str]], out: Path, how: "_Settings", seed: int, as_json: bool, quiet: bool
+    pictures: list[tuple[Path, Path | None, str]],
+    out: Path,
+    how: "_Settings",
+    seed: int,
+    window: tuple[float, float] | None,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     "Regularize and save each picture; returns how many could not be done."
     from attnbootreg.images import Masked
     from attnbootreg.method import regularize
+    from attnbootreg.scans import read_slice
 
     failed, single = 0, len(pictures) == 1
     alone = single and sys.stderr.isatty() and not quiet  # one picture: its null images are counted, not the pictures
     bar = tqdm(pictures, desc="regularize", unit="image", disable=True if quiet or single else None)
     for i, (image, mask, name) in enumerate(bar):
         try:
-            result = _one(regularize(image if mask is None else Masked(image, mask), *how, seed=seed + i, progress=alone))
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            picture = image if window is None else read_slice(image, window)
+            result = _one(regularize(picture if mask is None else Masked(picture, mask), *how, seed=seed + i, progress=alone))
+            result.settings["image"] = str(image)
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
             where = "" if str(image) in str(error) else f"{image}: "
             tqdm.write(f"attnbootreg: {where}{_as_typed(str(error))}", file=sys.stderr)
             failed += 1
@@ -505,14 +537,14 @@ def _simulate(
         objects = (
             _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
-        _check_targets(out, [image.stem], [image])
+        _check_targets(out, [_stem(image)], [image])
         vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         how, mask = _checked(vit, *objects), where.mask(vit.img_size, seed)
         noisy = to_pixels(inject_noise(load_image(image, vit), mask, seed), vit)
         result = _one(regularize(noisy, *how, seed=seed, progress=sys.stderr.isatty() and not quiet))
         result.settings["image"] = f"{image} with noise"
-        files = result.save(out / f"{image.stem}.png")
-    except (ValueError, TypeError, OSError) as error:
+        files = result.save(out / f"{_stem(image)}.png")
+    except (ValueError, TypeError, OSError, ImportError) as error:
         _stop(error, 2)
     title = f"{image} with {mask.sum()} pixels of noise ({mask.mean():.1%} of the picture)\n{vit}"
     title += "" if result.labels else f"; pi0 = {result.sig.pi0:.2f}"
@@ -585,6 +617,7 @@ def _study(
         float | None, typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="as --p", **_CUTS)
     ] = None,
     z: Z = None,
+    window: Window = None,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many images; scenes need it.")] = None,
     engine: Annotated[Engines, typer.Option(help="This process, or Ray.")] = Engines.local,
@@ -608,6 +641,7 @@ def _study(
             recipe=tuple(_recipe(one.value, standardize) for one in recipe),
             cuts=_study_cuts(p, q, lfdr, z),
             seed=seed,
+            window=_window(window),
         )
         vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         run_study(images, vit, out, plan, limit, Engine(engine.value, workers, address), progress=not quiet)
@@ -770,7 +804,13 @@ def _demo(
     _tell_simulated(title, result, files, dict(on_object=scene.masks[0], on_noise=noise), as_json, quiet)
 
 # %% ../nbs/33_cli.ipynb #5ba10af1
-_EXTRAS = {"study": ["pyarrow"], "explore": ["ipywidgets", "anywidget", "jupyterlab"], "hf": ["transformers"], "ray": ["ray"]}
+_EXTRAS = {
+    "study": ["pyarrow"],
+    "explore": ["ipywidgets", "anywidget", "jupyterlab"],
+    "hf": ["transformers"],
+    "ray": ["ray"],
+    "medical": ["pydicom", "nibabel"],
+}
 
 
 @app.command("models")

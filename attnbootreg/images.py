@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .checks import check_image, one_line
 from .layouts import ViT
+from .scans import is_scan, read_slice
 
 # %% ../nbs/05_images.ipynb #0745a621
 def _decode(path: Path) -> Image.Image:
@@ -105,7 +106,7 @@ def _array_channels(pixels: np.ndarray) -> list[Image.Image]:
 def _channels(source: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> list[Image.Image]:
     "Three channels of any kind of picture."
     if isinstance(source, (str, os.PathLike)):
-        return _pil_channels(_decode(Path(source)))
+        return _array_channels(read_slice(source)) if is_scan(source) else _pil_channels(_decode(Path(source)))
     if isinstance(source, Image.Image):
         return _pil_channels(source)
     if isinstance(source, Tensor):
@@ -226,8 +227,8 @@ def load_image(
     Parameters
     ----------
     source : Picturelike | Masked
-        A path, a PIL image, an array (H, W) or (H, W, 3|4), a tensor (3, H, W), or one with
-        a mask.
+        A path (of a picture, a DICOM file, or a slice of a NIfTI volume, "ct.nii.gz#40"), a
+        PIL image, an array (H, W) or (H, W, 3|4), a tensor (3, H, W), or one with a mask.
     vit : ViT
         Whose size, interpolation and normalization are used.
     crop : bool, default False

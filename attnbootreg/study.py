@@ -34,6 +34,7 @@ from .images import load_image
 from .layouts import ViT, check_vit
 from .metrics import attention_share, auroc, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
 from .recipes import Cuts, Recipe, as_recipe, check_cuts
+from .scans import check_window, is_scan, list_slices, read_slice, slice_bytes
 from .scenes import CLASSES, make_scenes
 from .scores import Score, ScoreMap, as_score, map_labels, score_maps
 from .shrinkage import shrink
@@ -60,7 +61,7 @@ class Source:
     category : str
         What it is grouped by.
     path : str
-        Where it is; empty for a scene.
+        Where it is, with #40 for a slice of a scan; empty for a scene.
     """
 
     name: str
@@ -97,8 +98,17 @@ def _files(images: str | os.PathLike | Iterable[str | os.PathLike]) -> Iterator[
         return (Source(str(path), Path(path).parent.name, str(path)) for path in images)
     root = Path(images)
     if root.is_dir():
-        return _folder_files(root, sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()))
+        return _folder_files(
+            root, sorted(path for path in root.rglob("*") if path.is_file() and (path.suffix.lower() in ENDINGS or is_scan(path)))
+        )
     return _table_files(root) if root.suffix.lower() in (".csv", ".parquet") else _pattern_files(str(images))
+
+
+def _slices(source: Source) -> list[Source]:
+    "A source for each slice of a scan; the source itself for a picture."
+    if Path(source.path).suffix.lower() in ENDINGS:
+        return [source]
+    return [replace(source, name=source.name + path.removeprefix(source.path), path=path) for path in list_slices(source.path)]
 
 # %% ../nbs/29_study.ipynb #cf00b9e4
 SCENES_SEED = 8_000_000  # of scenes that no model was trained on
@@ -127,7 +137,7 @@ def list_sources(
         if limit is None:
             raise ValueError("limit: there are endless scenes; say how many")
         return [Source(f"scene {i}", "", "") for i in range(limit)]
-    sources = list(islice(_files(images), limit))
+    sources = list(islice((one for source in _files(images) for one in _slices(source)), limit))
     if not sources:
         raise FileNotFoundError(
             f"images: there are none in {str(images)!r}; give a folder, a pattern, a list, a table with a column 'path', or 'scenes'"
@@ -208,6 +218,9 @@ class Study:
         The thresholds of the maps.
     seed : int, default 0
         Same seed, same rows.
+    window : tuple[float, float] | None, default None
+        For DICOM and NIfTI: center and width in the units of the scan. None: that of the
+        file, as `load_scan` has it.
     """
 
     noise: Noise | str | Sequence[Noise | str] = Noise()
@@ -216,12 +229,14 @@ class Study:
     recipe: Recipe | str | Sequence[Recipe | str] = "conditional"
     cuts: Cuts | Sequence[Cuts] = Cuts()
     seed: int = 0
+    window: tuple[float, float] | None = None
 
     def __post_init__(self):
         make = {"noise": _as_noise, "score": as_score, "null": _as_null, "recipe": as_recipe, "cuts": check_cuts}
         for field, one in make.items():
             object.__setattr__(self, field, _axis(getattr(self, field), field, one))
         object.__setattr__(self, "seed", fresh_seed(self.seed))
+        object.__setattr__(self, "window", None if self.window is None else check_window(self.window))
         _check_names(self.score, [_score_name(score) for score in self.score], "score")
         _check_names(self.null, [(null.name, null.width, null.groups, null.n) for null in self.null], "null")
         for n, recipe in (pair for pairs in self.judged().values() for pair in pairs):
@@ -260,18 +275,23 @@ def _study_texts(study: Study) -> Iterator[str]:
             yield f"{field}={texts[0]}" if len(texts) == 1 else f"{field}=({', '.join(texts)})"
     if study.seed != default.seed:
         yield f"seed={study.seed}"
+    if study.window != default.window:
+        yield f"window={study.window}"
 
 # %% ../nbs/29_study.ipynb #311d8912
-def _seed_of(source: Source, seed: int) -> int:
-    "The seed of an image: from the study's seed and the content of the file, or the number of the scene."
-    content = Path(source.path).read_bytes() if source.path else source.name.encode()
+def _seed_of(source: Source, seed: int, window: tuple[float, float] | None = None) -> int:
+    "The seed of an image: from the study's seed and the content of the file or slice, or the number of the scene."
+    if not source.path:
+        content = source.name.encode()
+    else:
+        content = Path(source.path).read_bytes() if Path(source.path).is_file() else slice_bytes(source.path, window)
     return int(np.random.SeedSequence([seed, zlib.crc32(content)]).generate_state(1)[0])
 
 
-def _read(source: Source, vit: ViT) -> tuple[Tensor, str, np.ndarray | None]:
+def _read(source: Source, vit: ViT, window: tuple[float, float] | None = None) -> tuple[Tensor, str, np.ndarray | None]:
     "The image as the model takes it, its category, and the mask of its object or None."
     if source.path:
-        x = load_image(source.path, vit)
+        x = load_image(read_slice(source.path, window) if window else source.path, vit)
         check_image(x, f"image {source.name!r}")
         return x, source.category, None
     scene = make_scenes(1, SCENES_SEED, size=vit.img_size[0], start=int(source.name.split()[1]))
@@ -385,8 +405,8 @@ def study_image(
 
 
 def _study_image(source: Source, vit: ViT, study: Study) -> list[dict]:
-    clean, category, object_ = _read(source, vit)
-    seed = _seed_of(source, study.seed)
+    clean, category, object_ = _read(source, vit, study.window)
+    seed = _seed_of(source, study.seed, study.window)
     rows: list[dict] = []
     forward = 0.0
     for noise, score in product(study.noise, study.score):
@@ -481,6 +501,7 @@ def _fields(settings: dict) -> dict[str, list]:
     "All settings by name: null.n is [1, 10] for the numbers of two nulls."
     named = {f"{part}.{name}": [value] for part in ("model", "versions") for name, value in settings[part].items()}
     named["seed"] = [settings["study"]["seed"]]
+    named["window"] = [settings["study"].get("window")]  # older studies have none
     for axis in AXES:
         values = [value if isinstance(value, dict) else {"name": value} for value in settings["study"][axis]]
         for name in dict.fromkeys(name for value in values for name in value):

@@ -122,7 +122,7 @@ def test_the_package_imports_no_module_by_itself():
 def test_oldest_versions_are_those_of_the_settings():
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    needed = " ".join(settings["DEFAULT"][f"{extra}requirements"] for extra in ("", "study_", "explore_")).split()
+    needed = " ".join(settings["DEFAULT"][f"{extra}requirements"] for extra in ("", "study_", "explore_", "medical_")).split()
     least = {name: Version(version) for name, version in (one.split(">=") for one in needed)}
     lines = [line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
     assert {name: Version(version) for name, version in (line.split("==") for line in lines)} == least

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'plot_images', 'plot_map', 'plot_maps', 'plot_regions', 'plot_curves', 'plot_histogram', 'plot_scatter',
-           'plot_bars', 'map_titles', 'plot_regularized', 'plot_several']
+           'plot_bars', 'map_titles', 'plot_regularized', 'plot_several', 'plot_predictions']
 
 # %% ../nbs/20_plots.ipynb #71ac10c7
 import io
@@ -454,5 +454,60 @@ def plot_several(
     for row, label in enumerate(labels):
         axes[row, 0].set_ylabel(label, fontsize="small")
     _color_bar(lower, axes.flat, range)
+    picture.suptitle(title, fontsize="medium", parse_math=False)
+    return picture
+
+# %% ../nbs/20_plots.ipynb #088bbc95
+def plot_predictions(
+    image: np.ndarray,
+    map: np.ndarray,
+    seen: np.ndarray,
+    names: Sequence[str],
+    whole: np.ndarray,
+    masked: np.ndarray,
+    title: str = "",
+    top: int = 4,
+) -> Picture:
+    """Image, regularized map, the image as the second stage sees it, and the most probable classes of the whole and of the masked image.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H, W, 3).
+    map : np.ndarray
+        (h, w); zeros get no color.
+    seen : np.ndarray
+        (H, W, 3), the image without what is hidden.
+    names : Sequence[str]
+        Of the C classes.
+    whole : np.ndarray
+        Probabilities of the whole image, (C,).
+    masked : np.ndarray
+        Probabilities of the masked image, (C,).
+    title : str, default ""
+        Title of the figure.
+    top : int, default 4
+        How many classes; those with the largest probability in either.
+
+    Returns
+    -------
+    Picture
+    """
+    picture = Picture(figsize=(9.6, 2.7), layout="constrained")
+    first, second, third, bars = picture.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
+    first.imshow(image)
+    plot_map(second, map, _color_range([map]))
+    third.imshow(seen)
+    for ax, name in zip((first, second, third), ("whole image", "regularized map", "what stage 2 sees")):
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, fontsize="small")
+    shown = np.argsort(-np.maximum(whole, masked), kind="stable")[:top]
+    for place, (label, values) in zip((-0.2, 0.2), {"whole": whole, "masked": masked}.items()):
+        bars.barh(np.arange(len(shown)) + place, np.asarray(values)[shown], 0.4, label=label)
+    bars.set_yticks(range(len(shown)), [names[one] for one in shown], fontsize="small", parse_math=False)
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 1), xlabel="probability")
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.legend(frameon=False, fontsize="small", loc="lower right")
     picture.suptitle(title, fontsize="medium", parse_math=False)
     return picture

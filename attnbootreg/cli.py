@@ -6,7 +6,7 @@
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'Engines', 'Rules', 'Empty', 'Dtypes', 'Model', 'Checkpoint',
            'Pretrained', 'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL', 'Query', 'Target',
            'Window', 'Json', 'Quiet', 'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName', 'Standardize', 'P',
-           'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND']
+           'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND', 'Forms', 'Data', 'Form']
 
 # %% ../nbs/33_cli.ipynb #bdb984a2
 import inspect
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # imported by the commands that need them, so that --help is 
     from attnbootreg.faithful import TwoStage
     from attnbootreg.layouts import ViT
     from attnbootreg.method import Regularized
+    from attnbootreg.parts import Pictures
     from attnbootreg.recipes import Cuts, Recipe
     from attnbootreg.scores import ScoreMap
 
@@ -997,6 +998,88 @@ def _train_scenes(
     except (ValueError, OSError) as error:
         _stop(error, 2)
     typer.echo(f"wrote {out}\n" + "\n".join(f"{name}: {value:.3f}" for name, value in report.items()))
+
+# %% ../nbs/33_cli.ipynb #689efbc4
+Forms = Enum("Forms", {name: name for name in ("waterbirds", "metashift", "cub", "imagenet9", "siim_acr")}, type=str)
+Data = Annotated[str, typer.Argument(help="trap, for trap scenes, or the folder of a data set.", show_default=False)]
+Form = Annotated[Forms | None, typer.Option(help="Which data set the folder is, as it was published.")]
+
+
+def _pictures(data: str, form: Forms | None, vit: "ViT", split: str, n: int, seed: int) -> "Pictures":
+    "The pictures of a split; trap scenes of the test are others than those of training, and their place is independent of the class."
+    from attnbootreg import datasets, parts
+
+    if data == "trap":
+        is_test = split == "test"
+        return parts.trap_pictures(vit, n, seed + 1_000_000 * is_test, agree=0.5 if is_test else 0.95)
+    if form is None:
+        raise ValueError(f"form: say which data set {data!r} is: {', '.join(one.value for one in Forms)}")
+    return parts.folder_pictures(getattr(datasets, form.value)(data), vit, split)
+
+
+@app.command("train-faithful")
+def _train_faithful(
+    data: Data,
+    form: Form = None,
+    out: Annotated[Path, typer.Option(help="File for the weights; started again, the command goes on where it stopped.")] = Path(
+        "faithful.safetensors"
+    ),
+    model: Model = "trap",
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    img_size: ImgSize = None,
+    device: Device = "auto",
+    n_parts: Annotated[int, typer.Option("--parts", help="Parts beside the background.")] = 4,
+    shared: Annotated[bool, typer.Option("--shared", help="One backbone for both stages, trained whole.")] = False,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Pictures in a step.")] = 32,
+    rate: Annotated[float, typer.Option(help="Learning rate of what is pretrained.")] = 2.8e-6,
+    rate_prototypes: Annotated[float, typer.Option(help="Learning rate of the parts' prototypes.")] = 2.8e-3,
+    rate_heads: Annotated[float, typer.Option(help="Learning rate of new layers.")] = 2.8e-2,
+    seed: Annotated[int, typer.Option(help="Of new weights, order, noise, and trap scenes.")] = 0,
+) -> None:
+    "Train two stages: one finds parts, the other predicts from their patches alone."
+    from attnbootreg import parts
+    from attnbootreg.loading import load_vit
+
+    try:
+        parts.check_file(out)
+        vit = load_vit(model, checkpoint, _img_size(img_size), device, None, pretrained)
+        pictures = _pictures(data, form, vit, "train", 100_000, seed)
+        faithful = parts.FaithfulViT(vit.model, len(pictures.classes), n_parts, separate=not shared, seed=seed).to(vit.device)
+        state, rates = out.with_name(out.name + ".state"), parts.Rates(rate, rate_prototypes, rate_heads)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        parts.train_faithful(faithful, lambda step: parts.batch_of(pictures, step, batch, seed), steps, state, seed, rates=rates)
+        training = dict(data=data, steps=steps, batch=batch, seed=seed, model=model)
+        parts.save_faithful(faithful, out, parts.architecture_of(vit), vit.mean, vit.std, pictures.classes, training)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        _stop(error, 2)
+    state.unlink(missing_ok=True)
+    typer.echo(f"wrote {out}; measure it with: attnbootreg evaluate-faithful {out} {data}{f' --form {form.value}' if form else ''}")
+
+
+@app.command("evaluate-faithful")
+def _evaluate_faithful(
+    model: Annotated[str, typer.Argument(help="A file of train-faithful, or an embedded model: trap.", show_default=False)],
+    data: Data,
+    form: Form = None,
+    device: Device = "auto",
+    n: Annotated[int, typer.Option("--scenes", help="Trap scenes to test with.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the trap scenes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Accuracy of a model of two stages, of the worst group, and how far its mask is the object."
+    from attnbootreg import parts
+
+    try:
+        faithful = parts.load_faithful(model, device)
+        pictures = _pictures(data, form, faithful.vit, "test", n, seed)
+        report = parts.evaluate_faithful(faithful, pictures)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        _stop(error, 2)
+    width = max(map(len, report))
+    lines = (f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}" for name, value in report.items())
+    _tell("\n".join(lines), report, as_json, quiet=False)
 
 # %% ../nbs/33_cli.ipynb #7d7cfc99
 _EXPLORE = """# The attention of a vision transformer, and what of it is more than chance.

@@ -6,8 +6,9 @@
 __all__ = ['PARTS', 'factor_attention', 'FactorAttention', 'gumbel_noise', 'one_part', 'Selection', 'Selector', 'Stages',
            'FaithfulViT', 'leave_out', 'part_thresholds', 'part_effects', 'orthogonality', 'part_presence',
            'background_presence', 'total_variation', 'entropy', 'concentration', 'Move', 'draw_move', 'equivariance',
-           'LossWeights', 'Rates', 'part_losses', 'trained_parameters', 'train_faithful', 'save_faithful',
-           'load_faithful', 'Picture', 'Pictures', 'trap_pictures', 'folder_pictures', 'batch_of', 'evaluate_faithful']
+           'LossWeights', 'Rates', 'part_losses', 'trained_parameters', 'train_faithful', 'architecture_of',
+           'check_file', 'save_faithful', 'load_faithful', 'Picture', 'Pictures', 'trap_pictures', 'folder_pictures',
+           'batch_of', 'evaluate_faithful']
 
 # %% ../nbs/28b_parts.ipynb #8bc400db
 import copy
@@ -34,7 +35,7 @@ from torchvision.transforms.functional import InterpolationMode, affine
 from tqdm import tqdm
 
 from .adapters import AttentionCall, Replaced
-from .checkpoints import WEIGHTS
+from .checkpoints import WEIGHTS, embedded_card, embedded_file
 from .checks import check_count, check_share
 from .datasets import Samples, group_accuracy
 from .files import versions, write_beside
@@ -818,6 +819,46 @@ def train_faithful(
 PARTS = WEIGHTS / "parts"
 
 
+def architecture_of(
+    vit: ViT,
+) -> dict:
+    """What a model was made with, as `save_faithful` writes it.
+
+    Parameters
+    ----------
+    vit : ViT
+        An embedded model or one of timm.
+
+    Returns
+    -------
+    dict
+        Arguments of timm's `VisionTransformer`, or of `timm.create_model` (with "model_name").
+    """
+    if embedded_file(vit.name).exists():
+        return {name: value for name, value in embedded_card(vit.name)["architecture"].items() if name != "num_classes"}
+    return dict(model_name=vit.name, img_size=vit.img_size)
+
+
+def check_file(
+    path: str | os.PathLike,
+) -> Path:
+    """Raises `ValueError` for a name that is not that of a .safetensors file.
+
+    Parameters
+    ----------
+    path : str | os.PathLike
+        To be written.
+
+    Returns
+    -------
+    Path
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"out: {str(path)!r} is not the name of a .safetensors file")
+    return path
+
+
 def save_faithful(
     model: FaithfulViT,
     path: str | os.PathLike,
@@ -847,13 +888,14 @@ def save_faithful(
     training : dict
         How it was trained, for the record.
     """
+    path = check_file(path)
     shape = dict(parts=model.parts, separate=model.separate, dropout=model.dropout, released=model.released)
     card = dict(architecture=architecture, shape=shape, mean=mean, std=std, classes=classes, training=training, versions=versions())
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
     if not model.separate:  # the same tensors under another name
         tensors = {name: value for name, value in tensors.items() if not name.startswith("predictor.")}
     content = save(tensors, metadata={"attnbootreg-parts": json.dumps(card)})
-    write_beside({Path(path): lambda file: file.write(content)})
+    write_beside({path: lambda file: file.write(content)})
 
 
 def _parts_card(path: Path) -> dict:

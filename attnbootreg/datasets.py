@@ -311,14 +311,14 @@ def metashift(
     """
     classes = ("cat", "dog")
     root = _published(folder, "MetaShift (cat, dog)", [f"{split}/{name}" for split in ("train", "test") for name in classes])
-    rows = []
-    for split in ("train", "test"):
-        for label, name in enumerate(classes):
-            inside = root / split / name
-            for path in _pictures(inside, "**/*"):
-                rows.append((str(path), label, _context(path.parent, inside), split))
-    path, label, background, split = zip(*rows)
-    return _samples("MetaShift", classes, path=path, label=label, background=background, split=split, mask=[None] * len(rows))
+    rows = [
+        (path, _context(path.parent, root / split / name), label, split)
+        for split in ("train", "test")
+        for label, name in enumerate(classes)
+        for path in _pictures(root / split / name, "**/*")
+    ]
+    table = pd.DataFrame(rows, columns=["path", "background", "label", "split"]).astype({"path": str})
+    return _samples("MetaShift", classes, **table.to_dict("list"), mask=[None] * len(rows))
 
 
 def _context(folder: Path, of_class: Path) -> str | None:
@@ -413,12 +413,10 @@ def imagenet9(
     for variation in VARIATIONS:
         inside = _published(root / variation / "val", f"ImageNet-9, {variation},", folders)
         for label, name in enumerate(folders):
-            rows += [(str(path), label, variation) for path in _pictures(inside / name)]
-    path, label, variation = zip(*rows)
-    none = [None] * len(rows)
-    return _samples(
-        "ImageNet-9", IMAGENET9, path=path, label=label, background=variation, group=variation, split=["test"] * len(rows), mask=none
-    )
+            rows += [(str(path), label, variation, "test") for path in _pictures(inside / name)]
+    table = pd.DataFrame(rows, columns=["path", "label", "background", "split"])
+    columns = table.assign(group=table["background"]).to_dict("list")
+    return _samples("ImageNet-9", IMAGENET9, **columns, mask=[None] * len(rows))
 
 
 def imagenet9_classes(
@@ -477,6 +475,6 @@ def siim_acr(
         for label in (0, 1)
         for path in _pictures(root / name / str(label), suffixes=(".dcm",))
     ]
-    path, label, split = zip(*rows)
-    masks = _masks([Path(one).name for one in path], root / "all_masks")
-    return _samples("SIIM-ACR", ("healthy", "pneumothorax"), path=path, label=label, background=[None] * len(rows), split=split, mask=masks)
+    table = pd.DataFrame(rows, columns=["path", "label", "split"]).to_dict("list")
+    masks = _masks([Path(one).name for one in table["path"]], root / "all_masks")
+    return _samples("SIIM-ACR", ("healthy", "pneumothorax"), **table, background=[None] * len(rows), mask=masks)

@@ -179,7 +179,7 @@ def _others(x: Tensor, replace: str | Tensor, n: int | None, seed: int | None) -
     if isinstance(replace, Tensor):
         if replace.ndim != 4 or replace.shape[1:] != x.shape or not replace.is_floating_point():
             raise ValueError(
-                f"replace: expected other pictures (M, {', '.join(map(str, x.shape))}), of the size of x, got {tuple(replace.shape)} "
+                f"replace: expected other pictures (M, {str(tuple(x.shape))[1:]}, of the size of x, got {tuple(replace.shape)} "
                 f"of {replace.dtype}; use load_image for each"
             )
         if not len(replace) or not torch.isfinite(replace).all():

@@ -999,8 +999,12 @@ def _train_scenes(
         _stop(error, 2)
     typer.echo(f"wrote {out}\n" + "\n".join(f"{name}: {value:.3f}" for name, value in report.items()))
 
-# %% ../nbs/33_cli.ipynb #689efbc4
-Forms = Enum("Forms", {name: name for name in ("waterbirds", "metashift", "cub", "imagenet9", "siim_acr")}, type=str)
+# %% ../nbs/33_cli.ipynb #e6507b61
+Forms = Enum(
+    "Forms",
+    {"waterbirds": "waterbirds", "metashift": "metashift", "cub": "cub", "imagenet9": "imagenet9", "siim_acr": "siim_acr"},
+    type=str,
+)
 Data = Annotated[str, typer.Argument(help="trap, for trap scenes, or the folder of a data set.", show_default=False)]
 Form = Annotated[Forms | None, typer.Option(help="Which data set the folder is, as it was published.")]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -236,6 +236,8 @@ class FaithfulViT(nn.Module):
     seed : int, default 0
         Of the new weights.
     """
+
+    vit: ViT  # stage 1's backbone with its normalization, where `load_faithful` made the model
 
     def __init__(
         self,
@@ -651,7 +653,10 @@ class Rates:
     Attributes
     ----------
     backbone : float
-        Of all that was pretrained.
+        Of stage 2's backbone, or of the shared one.
+    tokens : float
+        Of stage 1's class token, registers and positions, where it has weights of its own; 0
+        keeps them, which saves the backward pass through stage 1.
     prototypes : float
         Of the prototypes of the parts.
     heads : float
@@ -661,6 +666,7 @@ class Rates:
     """
 
     backbone: float = 2.8e-6
+    tokens: float = 2.8e-6
     prototypes: float = 2.8e-3
     heads: float = 2.8e-2
     decay: float = 0.05
@@ -718,7 +724,7 @@ def trained_parameters(
     model: FaithfulViT,
     rates: Rates,
 ) -> list[dict]:
-    """Groups of parameters for an optimizer, each with its learning rate and decay; all others are frozen.
+    """Groups of parameters for an optimizer, each with its learning rate and decay; a parameter whose rate is 0 is frozen.
 
     Parameters
     ----------
@@ -733,16 +739,18 @@ def trained_parameters(
     list[dict]
     """
     selector, tokens = model.selector, ("cls_token", "reg_token", "pos_embed")
-    frozen = {id(p) for name, p in selector.backbone.named_parameters() if name not in tokens} if model.separate else set()
     rate_of = {id(selector.prototypes): rates.prototypes}
+    if model.separate:
+        rate_of |= {id(p): rates.tokens if name in tokens else 0.0 for name, p in selector.backbone.named_parameters()}
     rate_of |= {id(p): rates.heads for layer in (selector.modulation, selector.head, model.head) for p in layer.parameters()}
     still = {id(selector.prototypes), *map(id, selector.modulation.parameters())}
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, p in model.named_parameters():
-        p.requires_grad_(id(p) not in frozen)
-        if p.requires_grad:
+        rate = rate_of.get(id(p), rates.backbone)
+        p.requires_grad_(rate > 0)
+        if rate > 0:
             no_decay = p.ndim == 1 or id(p) in still or name.rpartition(".")[2] in tokens
-            groups.setdefault((rate_of.get(id(p), rates.backbone), 0.0 if no_decay else rates.decay), []).append(p)
+            groups.setdefault((rate, 0.0 if no_decay else rates.decay), []).append(p)
     return [dict(params=params, lr=rate, rate=rate, weight_decay=decay) for (rate, decay), params in groups.items()]
 
 # %% ../nbs/28b_parts.ipynb #242bb377
@@ -913,7 +921,7 @@ def _parts_card(path: Path) -> dict:
     return json.loads(metadata["attnbootreg-parts"])
 
 
-def _backbone(architecture: dict) -> VisionTransformer:
+def _backbone(architecture: dict) -> Any:
     "Without a head; its weights are replaced at once."
     with torch.random.fork_rng(devices=[]):
         if "model_name" in architecture:
@@ -947,8 +955,8 @@ def load_faithful(
     faithful = FaithfulViT(_backbone(card["architecture"]), len(card["classes"]), **card["shape"])
     faithful.load_state_dict(load_file(path), strict=card["shape"]["separate"])
     vit = load_vit(faithful.selector.backbone, device=device)
-    known = dict(name=name, mean=tuple(card["mean"]), std=tuple(card["std"]), classes=tuple(card["classes"]), weights=str(path))
-    faithful.vit = replace(vit, **known)
+    mean, std, classes = (tuple(card[key]) for key in ("mean", "std", "classes"))
+    faithful.vit = replace(vit, name=name, mean=mean, std=std, classes=classes, weights=str(path))
     return faithful.eval().to(vit.device)
 
 # %% ../nbs/28b_parts.ipynb #c6626fcb
@@ -1131,7 +1139,8 @@ def evaluate_faithful(
         (of the patches), `mask_iou` (pixels, mean over the pictures whose object is known; NaN
         if there are none), and the accuracy of each group by its name.
     """
-    guesses, rest = [], []
+    guesses: list[tuple[int, int]] = []
+    rest: list[tuple[int, str, float, float]] = []
     for start in range(0, len(pictures), batch_size):
         some = [pictures[i] for i in range(start, min(start + batch_size, len(pictures)))]
         out = model(torch.stack([one.image for one in some]).to(model.vit.device))
@@ -1143,7 +1152,7 @@ def evaluate_faithful(
             rest.append((one.label, one.group, float(kept.float().mean()), overlap))
     (second, first), (labels, groups, shares, overlaps) = zip(*guesses), zip(*rest)
     stages = [group_accuracy(labels, guess, groups) for guess in (second, first)]
-    row = {"n": len(pictures)}
+    row: dict[str, float] = {"n": len(pictures)}
     for name, found in zip(("", "stage_1_"), stages):
         row |= {f"{name}accuracy": found.mean, f"{name}worst_group": float(found.accuracy.min())}
     known = [one for one in overlaps if not np.isnan(one)]

@@ -85,14 +85,14 @@ def _turned(x: Tensor, y: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
     return x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
 
 
-def _clouds(draws: _Draws, size: tuple[int, int]) -> Tensor:
+def _clouds(draws: _Draws, size: int) -> Tensor:
     "Two fields of clouds in octaves, (n, 2, S, S)."
-    return sum(F.interpolate(octave, size, mode="bicubic") * 0.22 * (1.5 / k) ** 0.6 for octave, k in zip(draws.clouds, CLOUDS))
+    return sum(F.interpolate(octave, (size, size), mode="bicubic") * 0.22 * (1.5 / k) ** 0.6 for octave, k in zip(draws.clouds, CLOUDS))
 
 
 def _background(draws: _Draws, x: Tensor, y: Tensor) -> Tensor:
     "Clouds in octaves with a faint tint, and blobs of gray stripes: (n, 3, S, S)."
-    u, clouds = draws.u, _clouds(draws, x.shape[-2:])
+    u, clouds = draws.u, _clouds(draws, x.shape[-1])
     light = 0.3 + 0.4 * u["light"] + 0.6 * clouds[:, 0]
     for cx, cy, turn, wide, high, there, pitch, phase in draws.blobs:
         bx, by = _turned(x - (2 * cx - 1), y - (2 * cy - 1), turn)
@@ -219,7 +219,7 @@ def make_scenes(
         noisy[i] = _noise_square(draws, i, background[i], _paste(background[i], color[i], distance[i]))
     return Scenes(_paste(background, color, distance), masks, labels, noisy & ~masks)
 
-# %% ../nbs/27_scenes.ipynb #cd1fb211
+# %% ../nbs/27_scenes.ipynb #dcef1483
 TRAP_CLASSES = ("cross", "triangle")
 PLACES = ("meadow", "water")
 TRAP_AREA = (0.08, 0.18)  # the object's share of the picture
@@ -253,7 +253,7 @@ class TrapScenes(NamedTuple):
 def _place(draws: _Draws, places: Tensor, u: Tensor, distance: Tensor) -> Tensor:
     "Background of a place (n, 3, S, S), from four more numbers a scene, u (n, 4, 1, 1)."
     x, y = _plane(distance.shape[-1])
-    clouds, water = _clouds(draws, distance.shape[-2:]), places.view(-1, 1, 1).float()
+    clouds, water = _clouds(draws, distance.shape[-1]), places.view(-1, 1, 1).float()
     near = (distance / FADE).clamp(0, 1)
     strength = near**2 * (3 - 2 * near)  # 0 at the object, 1 away from it
     along, _ = _turned(x, y, 0.25 * water + 0.06 * (u[:, 0] - 0.5))

@@ -44,7 +44,7 @@ from attnbootreg.training import MEAN, STD
 
 ARCHITECTURE = dict(img_size=64, patch_size=4, embed_dim=96, depth=4, num_heads=3)
 GRID, N = (16, 16), 256
-RATES = Rates(backbone=5e-4, prototypes=5e-3, heads=5e-4)
+RATES = Rates(backbone=5e-4, tokens=0.0, prototypes=5e-3, heads=5e-4)
 BATCH, PARTS, TEST_SEED = 32, 2, 9_000_000
 
 

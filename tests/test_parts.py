@@ -227,7 +227,7 @@ def batches(step):
     return torch.randn(4, 3, 32, 32, generator=draw), torch.randint(3, (4,), generator=draw)
 
 
-RATES = Rates(backbone=1e-3, prototypes=1e-2, heads=1e-3)
+RATES = Rates(backbone=1e-3, tokens=1e-4, prototypes=1e-2, heads=1e-3)
 
 
 def test_what_is_trained_and_what_is_frozen():
@@ -239,7 +239,9 @@ def test_what_is_trained_and_what_is_frozen():
     assert rate_of[id(named["predictor.blocks.0.mlp.fc1.weight"])] == (1e-3, 0.05)
     assert id(named["selector.backbone.blocks.0.mlp.fc1.weight"]) not in rate_of
     for name in ("cls_token", "reg_token", "pos_embed"):
-        assert id(named[f"selector.backbone.{name}"]) in rate_of
+        assert rate_of[id(named[f"selector.backbone.{name}"])] == (1e-4, 0)
+    trained_parameters(model, Rates(tokens=0))
+    assert not any(p.requires_grad for p in model.selector.backbone.parameters()) and model.selector.prototypes.requires_grad
     shared = two_stages(separate=False)
     trained = {id(p) for group in trained_parameters(shared, RATES) for p in group["params"]}
     assert trained == {id(p) for p in shared.parameters()} and shared.predictor is shared.selector.backbone

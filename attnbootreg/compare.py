@@ -176,13 +176,15 @@ def _compared(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, tuple]:
         differing[column] = (first[0], second[0])
     return differing
 
-# %% ../nbs/29b_compare.ipynb #5217fdaa
+# %% ../nbs/29b_compare.ipynb #0739760e
 def _check_images(one: pd.DataFrame, two: pd.DataFrame) -> None:
     "Raises `ValueError` unless both sides have the same images in the same categories."
     for rows, other, name in ((one, two, "two"), (two, one, "one")):
         lacking = sorted(set(rows["image"]) - set(other["image"]))
         if lacking:
-            raise ValueError(f"{name}: lacks {len(lacking)} images of the other side, such as {lacking[0]!r}; finish it, or choose the same images")
+            raise ValueError(
+                f"{name}: lacks {len(lacking)} images of the other side, such as {lacking[0]!r}; finish it, or choose the same images"
+            )
     fine = [rows[rows["error"].isna()].drop_duplicates("image").set_index("image")["category"] for rows in (one, two)]
     both = pd.concat(fine, axis=1, join="inner")
     moved = both[both.iloc[:, 0] != both.iloc[:, 1]]
@@ -304,7 +306,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         return self.table.round(3).to_html(index=False)
 
-# %% ../nbs/29b_compare.ipynb #33340ea5
+# %% ../nbs/29b_compare.ipynb #456e2442
 def compare_studies(
     one: str | os.PathLike | pd.DataFrame,
     two: str | os.PathLike | pd.DataFrame,
@@ -367,7 +369,9 @@ def _tested(cells: list, one: pd.DataFrame, compared: dict, resamples: int, conf
         means = dict(one=there["one"].mean(), two=there["two"].mean(), difference=(there["two"] - there["one"]).mean())
         some = len(there) > 0
         counts = dict(images=len(there), dropped=n - len(there))
-        rows.append({**what, **counts, **means, "low": low, "high": high, "p": p if some else np.nan, "p_adjusted": adjusted if some else np.nan})
+        rows.append(
+            {**what, **counts, **means, "low": low, "high": high, "p": p if some else np.nan, "p_adjusted": adjusted if some else np.nan}
+        )
     return Comparison(pd.DataFrame(rows), differences, images, compared, confidence, test.exact)
 
 

@@ -833,7 +833,7 @@ def _summarize(
     text = table.to_string(float_format="{:.3f}".format, formatters=dict.fromkeys(whole, "{:.0f}".format)) + f"\n\n{LEGEND}"
     _tell(text, json.loads(table.reset_index().to_json(orient="records")), as_json, quiet=False)
 
-# %% ../nbs/33_cli.ipynb #a67ad55b
+# %% ../nbs/33_cli.ipynb #bc2fb08d
 def _chosen(texts: list[str] | None, side: str) -> dict[str, str]:
     "COLUMN=VALUE as a dictionary."
     pairs = [text.partition("=") for text in texts or []]

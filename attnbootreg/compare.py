@@ -157,8 +157,9 @@ def _check_folders(one: str | os.PathLike | pd.DataFrame, two: str | os.PathLike
 
 
 def _values(rows: pd.DataFrame, column: str) -> list:
-    "The values of a column, in order, NaN once."
-    return sorted(rows[column].drop_duplicates().tolist(), key=lambda value: (value != value, str(value)))
+    "The values of a column, in order, NaN once. A column of whole numbers with a gap holds floats: 26.0 is 26, 1.0 is True."
+    values = [int(v) if isinstance(v, (bool, float)) and float(v).is_integer() else v for v in rows[column].drop_duplicates().tolist()]
+    return sorted(values, key=lambda value: (value != value, str(value)))
 
 
 def _compared(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, tuple]:
@@ -176,7 +177,7 @@ def _compared(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, tuple]:
         differing[column] = (first[0], second[0])
     return differing
 
-# %% ../nbs/29b_compare.ipynb #5217fdaa
+# %% ../nbs/29b_compare.ipynb #0739760e
 def _check_images(one: pd.DataFrame, two: pd.DataFrame) -> None:
     "Raises `ValueError` unless both sides have the same images in the same categories."
     for rows, other, name in ((one, two, "two"), (two, one, "one")):
@@ -301,12 +302,13 @@ class Comparison:
 
     def __repr__(self) -> str:
         what = ", ".join(f"{name} {one} and {two}" for name, (one, two) in self.compared.items()) or "two sides with the same settings"
-        return f"Comparison({what}; {len(self.images)} images)\n{self.table.round(3).to_string(index=False)}"
+        shown = self.table if self.table["dropped"].any() else self.table.drop(columns="dropped")
+        return f"Comparison({what}; {len(self.images)} images)\n{shown.round(3).to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         return self.table.round(3).to_html(index=False)
 
-# %% ../nbs/29b_compare.ipynb #33340ea5
+# %% ../nbs/29b_compare.ipynb #456e2442
 def compare_studies(
     one: str | os.PathLike | pd.DataFrame,
     two: str | os.PathLike | pd.DataFrame,

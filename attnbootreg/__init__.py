@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attnbootreg.attention import Attention, attention_scores, upsample
     from attnbootreg.bootstrap import Null, NullScores, bootstrap_images
+    from attnbootreg.faithful import TwoStage, masked_logits, two_stage
     from attnbootreg.images import Masked, load_image, to_pixels
     from attnbootreg.layouts import ViT
     from attnbootreg.loading import list_models, load_vit
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "attention": "Attention attention_scores upsample",
     "bootstrap": "Null NullScores bootstrap_images",
+    "faithful": "TwoStage masked_logits two_stage",
     "images": "Masked load_image to_pixels",
     "layouts": "ViT",
     "loading": "list_models load_vit",

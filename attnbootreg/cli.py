@@ -438,7 +438,7 @@ def _regularize_all(
         _tell(_report(result, files), _card(result, files), as_json, quiet)
     return failed
 
-# %% ../nbs/33_cli.ipynb #51856657
+# %% ../nbs/33_cli.ipynb #6e69654c
 @app.command("predict")
 def _predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
@@ -716,6 +716,9 @@ def _study(
         float | None, typer.Option(help="The map lfdr keeps local rates of at most this.", show_default="as --p", **_CUTS)
     ] = None,
     z: Z = None,
+    predict: Annotated[
+        Rules | None, typer.Option(help="Compare the class of each image with that of the patches that this rule keeps.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many images; scenes need it.")] = None,
     engine: Annotated[Engines, typer.Option(help="This process, or Ray.")] = Engines.local,
@@ -739,6 +742,7 @@ def _study(
             recipe=tuple(_recipe(one.value, standardize) for one in recipe),
             cuts=_study_cuts(p, q, lfdr, z),
             seed=seed,
+            predict=predict and predict.value,
         )
         vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         run_study(images, vit, out, plan, limit, Engine(engine.value, workers, address), progress=not quiet)

@@ -471,7 +471,7 @@ def _regularize_all(
         _tell(_report(result, files), _card(result, files), as_json, quiet)
     return failed
 
-# %% ../nbs/33_cli.ipynb #51856657
+# %% ../nbs/33_cli.ipynb #6e69654c
 @app.command("predict")
 def _predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
@@ -753,6 +753,9 @@ def _study(
     ] = None,
     z: Z = None,
     window: Window = None,
+    predict: Annotated[
+        Rules | None, typer.Option(help="Compare the class of each image with that of the patches that this rule keeps.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     limit: Annotated[int | None, typer.Option(help="At most so many images; scenes need it.")] = None,
     engine: Annotated[Engines, typer.Option(help="This process, or Ray.")] = Engines.local,
@@ -777,6 +780,7 @@ def _study(
             cuts=_study_cuts(p, q, lfdr, z),
             seed=seed,
             window=_window(window),
+            predict=predict and predict.value,
         )
         vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         run_study(images, vit, out, plan, limit, Engine(engine.value, workers, address), progress=not quiet)
@@ -853,15 +857,10 @@ def _compare(
     one: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
     two: Annotated[Path, typer.Argument(help="Folder of a study of the same pictures; differences are two - one.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The table is OUT.csv, the figure OUT.png.")] = Path("comparison"),
-    metric: Annotated[list[str], typer.Option(help="A column of the studies, or ONE:TWO, a column of each; may be repeated.")] = [
-        "percentile_p",
-        "percentile_lfdr",
-        "area_p",
-        "area_lfdr",
-    ],
-    rows_one: Annotated[
-        list[str] | None, typer.Option(help="Rows of one to take, COLUMN=VALUE; may be repeated.", show_default="all")
-    ] = None,
+    metric: Annotated[
+        list[str], typer.Option(help="A column of the studies, or ONE:TWO, a column of each; may be repeated.")
+    ] = ["percentile_p", "percentile_lfdr", "area_p", "area_lfdr"],
+    rows_one: Annotated[list[str] | None, typer.Option(help="Rows of one to take, COLUMN=VALUE; may be repeated.", show_default="all")] = None,
     rows_two: Annotated[list[str] | None, typer.Option(help="The same of two.", show_default="all")] = None,
     resamples: Annotated[int, typer.Option(help="Flips of the signs, and draws of the bootstrap.")] = 9999,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,

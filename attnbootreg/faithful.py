@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'Seen', 'CannotDrop', 'Kept', 'can_drop', 'check_keep', 'check_head', 'kept_logits', 'masked_logits',
-           'check_rule', 'significant_patches', 'dilated', 'TwoStage', 'compose_pixels', 'two_stage']
+           'check_rule', 'significant_patches', 'dilated', 'TwoStage', 'compose_pixels', 'compare_logits', 'two_stage']
 
 # %% ../nbs/26b_faithful.ipynb #705eee11
 import weakref
@@ -595,6 +595,36 @@ def _whole_logits(x: Tensor, vit: ViT) -> Tensor:
     "Of whole images, (N, C) float32, on the CPU."
     with FastKernels():
         return vit.model(x.to(vit.device, vit.dtype)).float().cpu()
+
+
+def compare_logits(
+    x: Tensor,
+    vit: ViT,
+    keep: np.ndarray,
+) -> list[tuple[int, int, bool, float]]:
+    """What the model predicts from a whole image, and from several choices of its patches.
+
+    Parameters
+    ----------
+    x : Tensor
+        Normalized, (3, H, W).
+    vit : ViT
+        With a head for classes.
+    keep : np.ndarray
+        Masks of the image, (k, h, w) bool, none of them empty.
+
+    Returns
+    -------
+    list[tuple[int, int, bool, float]]
+        For each mask: the class of the whole image, that of the masked one, whether they are
+        the same, and by how much the probability of the first is larger in the masked image.
+    """
+    whole = _whole_logits(x[None], vit).softmax(1)[0]
+    top, out = int(whole.argmax()), []
+    for masked in masked_logits(x.expand(len(keep), -1, -1, -1), vit, keep).softmax(1):
+        other = int(masked.argmax())
+        out.append((top, other, top == other, float(masked[top] - whole[top])))
+    return out
 
 
 def two_stage(

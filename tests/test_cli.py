@@ -460,3 +460,31 @@ def test_a_study_that_failed_says_so(tmp_path):
     (tmp_path / "bad" / "a.png").write_text("no picture")
     done = attnbootreg("study", "bad", "--out", "out", "--n", "1", cwd=tmp_path)
     assert done.returncode == 1 and "not a picture" in done.stderr and "0 images done, 1 with an error" in done.stdout
+
+
+def test_predict(folder):
+    import pandas as pd
+
+    from attnbootreg import load_vit, two_stage
+
+    options = "--n 1 --groups 4 --seed 3 --device cpu"
+    done = typed(f"predict a.png nowhere.png --out out --figures --rule p --dilate 1 {options}")
+    assert done.returncode == 1 and "nowhere.png" in done.stderr and "1 of 2" in done.stderr
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "predictions.csv"]
+    from attnbootreg import Null
+
+    two = two_stage("a.png", load_vit(device="cpu"), "p", 1, null=Null(n=1, groups=4), seed=3, progress=False)
+    row = pd.read_csv(folder / "out" / "predictions.csv").iloc[0]
+    assert (row["class_whole"], row["class_masked"]) == tuple(map(two.name_of, two.top)) and row["share"] == two.share
+    assert bool(row["agrees"]) == two.agrees and row["change"] == pytest.approx(two.change, abs=1e-5)
+    done = typed(f"predict a.png --q 0 {options}")
+    assert done.returncode == 1 and "--rule: q ≤ 0 keeps no patch of a.png" in done.stderr
+    card = json.loads(typed(f"predict a.png --q 0 --empty whole --json {options}").stdout)
+    assert card[0]["fell_back"] and card[0]["share"] == 1
+    for wrong, message in (
+        ("--dilate -1", "--dilate:"),
+        ("--figures", "--figures: need a folder"),
+        ("--out . --figures", "would be overwritten"),
+    ):
+        done = typed(f"predict a.png {wrong} {options}")
+        assert done.returncode == 2 and message in done.stderr

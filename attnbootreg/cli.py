@@ -857,10 +857,15 @@ def _compare(
     one: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
     two: Annotated[Path, typer.Argument(help="Folder of a study of the same pictures; differences are two - one.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The table is OUT.csv, the figure OUT.png.")] = Path("comparison"),
-    metric: Annotated[
-        list[str], typer.Option(help="A column of the studies, or ONE:TWO, a column of each; may be repeated.")
-    ] = ["percentile_p", "percentile_lfdr", "area_p", "area_lfdr"],
-    rows_one: Annotated[list[str] | None, typer.Option(help="Rows of one to take, COLUMN=VALUE; may be repeated.", show_default="all")] = None,
+    metric: Annotated[list[str], typer.Option(help="A column of the studies, or ONE:TWO, a column of each; may be repeated.")] = [
+        "percentile_p",
+        "percentile_lfdr",
+        "area_p",
+        "area_lfdr",
+    ],
+    rows_one: Annotated[
+        list[str] | None, typer.Option(help="Rows of one to take, COLUMN=VALUE; may be repeated.", show_default="all")
+    ] = None,
     rows_two: Annotated[list[str] | None, typer.Option(help="The same of two.", show_default="all")] = None,
     resamples: Annotated[int, typer.Option(help="Flips of the signs, and draws of the bootstrap.")] = 9999,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from .adapters import AttentionCall, Replaced
 from .checkpoints import WEIGHTS, embedded_card, embedded_file
-from .checks import check_count, check_share
+from .checks import check_choice, check_count, check_share
 from .datasets import Samples, group_accuracy
 from .files import versions, write_beside
 from .images import load_image
@@ -230,6 +230,9 @@ class FaithfulViT(nn.Module):
         trained; False: both stages share one backbone, and all of it is trained.
     dropout : float, default 0.3
         Probability that a part is left out in training.
+    gradient : str, default "seen"
+        Which patches stage 2's loss reaches through the mask: "seen", those that it received;
+        "all", hidden ones too; "none".
     released : bool, default False
         As the released code: no gradient from stage 2 to stage 1, another draw for the mask
         than for the maps, and noise in evaluation too.
@@ -246,6 +249,7 @@ class FaithfulViT(nn.Module):
         parts: int = 4,
         separate: bool = True,
         dropout: float = 0.3,
+        gradient: str = "seen",
         released: bool = False,
         seed: int = 0,
     ):
@@ -255,12 +259,14 @@ class FaithfulViT(nn.Module):
         check_count(classes, "classes")
         check_count(parts, "parts")
         check_share(dropout, "dropout")
+        check_choice(gradient, ("seen", "all", "none"), "gradient")
         backbone = copy.deepcopy(backbone)
         backbone.reset_classifier(0)
         self.selector = Selector(backbone, classes, parts)
         self.predictor = copy.deepcopy(backbone) if separate else backbone
         self.head = nn.Sequential(nn.LayerNorm(backbone.embed_dim), nn.Linear(backbone.embed_dim, classes, bias=False))
-        self.separate, self.dropout, self.released, self.parts = separate, dropout, released, parts
+        self.separate, self.dropout, self.parts = separate, dropout, parts
+        self.gradient, self.released = gradient, released
         draw = torch.Generator().manual_seed(seed)
         for weight, std in (
             (self.selector.prototypes, backbone.embed_dim**-0.5),
@@ -295,7 +301,13 @@ class FaithfulViT(nn.Module):
         alive = self._alive(len(images), generator).to(images.device)
         each = self.selector.classify(features) * alive[..., None] / (1 - self.dropout * self.training)
         mask = (one_part(chosen)[:, :-1] * self._alive(len(images), generator).to(images.device)[..., None, None]).sum(1)
-        return Selection(maps, mask.detach() if self.released else mask, features, each.mean(1))
+        return Selection(maps, self._reached(mask), features, each.mean(1))
+
+    def _reached(self, mask: Tensor) -> Tensor:
+        "The mask, of which only some patches pass gradients on."
+        if self.released or self.gradient == "none":
+            return mask.detach()
+        return mask if self.gradient == "all" else torch.where(mask > 0.5, mask, mask.detach())
 
     def _alive(self, images: int, generator: torch.Generator | None) -> Tensor:
         "Which parts of which image are not dropped, (N, K) of ones and zeros."
@@ -792,7 +804,7 @@ def train_faithful(
     """
     check_count(steps, "steps")
     state, device, size = Path(state), model.selector.prototypes.device, model.predictor.patch_embed.img_size
-    begun = dict(steps=steps, seed=seed, weights=vars(weights), rates=vars(rates), released=model.released)
+    begun = dict(steps=steps, seed=seed, weights=vars(weights), rates=vars(rates), gradient=model.gradient, released=model.released)
     optimizer, history, first = torch.optim.AdamW(trained_parameters(model, rates)), [], 0
     if state.exists():
         saved = torch.load(state, device, weights_only=True)
@@ -897,7 +909,7 @@ def save_faithful(
         How it was trained, for the record.
     """
     path = check_file(path)
-    shape = dict(parts=model.parts, separate=model.separate, dropout=model.dropout, released=model.released)
+    shape = {name: getattr(model, name) for name in ("parts", "separate", "dropout", "gradient", "released")}
     card = dict(architecture=architecture, shape=shape, mean=mean, std=std, classes=classes, training=training, versions=versions())
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
     if not model.separate:  # the same tensors under another name

@@ -5,8 +5,9 @@ place and class are independent. From these weights, every arm takes the same st
 the place of their class:
 
 - baseline: the whole picture, cross-entropy.
-- learned: two stages with learned parts (arXiv:2506.08915); stage 2's loss reaches stage 1.
-- released: the same as the released code trains it, without that gradient and with another draw for the mask.
+- learned: two stages with learned parts (arXiv:2506.08915); stage 2's loss reaches the patches that stage 2 has seen.
+- learned, all: the same, and the loss reaches hidden patches too.
+- released: as the released code trains it, without that gradient and with another draw for the mask.
 - true mask: the object's own patches, for the baseline's loss; what a perfect stage 1 would give.
 - significant p, significant q: the baseline, which receives only the patches that are significant; nothing is trained.
 
@@ -22,6 +23,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,14 +142,14 @@ def fine_tune(vit: VisionTransformer, seed: int, steps: int, true_mask: bool, pa
     return vit.eval()
 
 
-def learn(vit: VisionTransformer, seed: int, steps: int, released: bool, state: Path) -> FaithfulViT:
+def learn(vit: VisionTransformer, seed: int, steps: int, state: Path, **how: Any) -> FaithfulViT:
     "Two stages, as the package trains them; evaluated without noise whichever way they were trained."
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         scenes = scenes_of(step, seed, BATCH, 0.95)
         return normalized(scenes.images), scenes.labels
 
-    model = FaithfulViT(vit, len(TRAP_CLASSES), PARTS, released=released, seed=seed)
+    model = FaithfulViT(vit, len(TRAP_CLASSES), PARTS, seed=seed, **how)
     train_faithful(model, batch, steps, state, seed, rates=RATES)
     model.released = False
     return model
@@ -198,8 +200,8 @@ def arms(args: argparse.Namespace, seed: int, test: TrapScenes) -> Iterator[tupl
         vit = load_vit(fine_tune(start(), seed, args.steps, True, folder / f"true-{seed}.pt"), device="cpu")
         return report(masked_logits(x, vit, keep), keep, test)
 
-    def learned(released: bool) -> dict[str, float]:
-        model = learn(start(), seed, args.steps, released, folder / f"{'released' if released else 'learned'}-{seed}.pt")
+    def learned(name: str, **how: Any) -> dict[str, float]:
+        model = learn(start(), seed, args.steps, folder / f"{name}-{seed}.pt", **how)
         with torch.inference_mode():
             outs = [model(part) for part in x.split(100)]
         keep = torch.cat([out.selection.mask for out in outs]) > 0.5
@@ -211,8 +213,9 @@ def arms(args: argparse.Namespace, seed: int, test: TrapScenes) -> Iterator[tupl
     sigs = cache(lambda: significant(baseline(), few))
 
     yield "baseline", plain
-    yield "learned", partial(learned, False)
-    yield "released", partial(learned, True)
+    yield "learned", partial(learned, "learned")
+    yield "learned, all", partial(learned, "all", gradient="all")
+    yield "released", partial(learned, "released", released=True)
     yield "true mask", true_mask
     for rule in ("p", "q"):
         level = getattr(Cuts(), rule)
@@ -225,7 +228,7 @@ def ship(args: argparse.Namespace, weights: Path) -> None:
     vit = fine_tune(train_start(folder / "start.pt", args.start_steps), 0, args.steps, False, folder / "baseline-0.pt")
     training = dict(steps=args.steps, seed=0, start_steps=args.start_steps)
     save_embedded(vit, weights / "trap.safetensors", ARCHITECTURE | {"num_classes": len(TRAP_CLASSES)}, MEAN, STD, TRAP_CLASSES, training)
-    model = learn(train_start(folder / "start.pt", args.start_steps), 0, args.steps, False, folder / "learned-0.pt")
+    model = learn(train_start(folder / "start.pt", args.start_steps), 0, args.steps, folder / "learned-0.pt")
     save_faithful(model, weights / "parts" / "trap.safetensors", ARCHITECTURE, MEAN, STD, TRAP_CLASSES, training)
 
 

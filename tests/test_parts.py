@@ -127,6 +127,26 @@ def test_the_loss_of_stage_2_moves_the_prototypes_unless_released(images, releas
     assert (gradient is None or not gradient.any()) if released else bool(gradient.any())
 
 
+@pytest.mark.parametrize("gradient", ["seen", "all", "none"])
+def test_which_patches_the_loss_of_stage_2_reaches(images, gradient):
+    model = two_stages(gradient=gradient).train()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    maps = model.select(images, torch.Generator().manual_seed(0)).maps
+    logits = maps.log().requires_grad_()
+    model.selector.forward = lambda _: (torch.zeros(8, 64, 32), logits)
+    model.dropout = 0.0
+    selection = model.select(images, torch.Generator().manual_seed(0))
+    if gradient == "none":
+        assert not selection.mask.requires_grad
+        return
+    model.predict(images, selection.mask).square().sum().backward()
+    reached, seen = logits.grad.abs().sum(1) > 0, selection.mask > 0.5
+    assert reached[seen].float().mean() > 0.9 and bool(reached[~seen].any()) is (gradient == "all")
+    with pytest.raises(ValueError, match="gradient"):
+        two_stages(gradient="some")
+
+
 def test_the_gradient_of_the_mask_is_that_of_finite_differences():
     model = two_stages().double().train()
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -133,5 +133,5 @@ def test_oldest_versions_are_those_of_the_settings():
 
 def test_embedded_models_are_small():
     files = list((ROOT / "attnbootreg" / "weights").glob("*.safetensors"))
-    assert sorted(path.stem for path in files) == ["scenes", "scenes-plain"]
+    assert sorted(path.stem for path in files) == ["scenes", "scenes-plain", "trap"]
     assert all(path.stat().st_size <= 6e6 for path in files)

@@ -32,7 +32,17 @@ from .checks import check_choice, check_count, check_image, fresh_seed, need
 from .files import name_of, plain, versions, write_beside
 from .images import load_image
 from .layouts import ViT, check_vit
-from .metrics import attention_share, auroc, minmax_mean, roi_cuts, roi_metrics, roi_percentile, srmsd, suppression_factor, tradeoff
+from attnbootreg.metrics import (
+    attention_share,
+    auroc,
+    minmax_mean,
+    roi_cuts,
+    roi_metrics,
+    roi_percentile,
+    srmsd,
+    suppression_factor,
+    tradeoff,
+)
 from .recipes import Cuts, Recipe, as_recipe, check_cuts
 from .scenes import CLASSES, make_scenes
 from .scores import Score, ScoreMap, as_score, map_labels, score_maps

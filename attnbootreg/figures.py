@@ -32,12 +32,12 @@ from .images import to_pixels
 from .layouts import ViT
 from .metrics import minmax_mean, roi_cuts, roi_percentile
 from .plots import Picture, plot_images, plot_map
-from .recipes import RECIPES, Cuts, Recipe, as_recipe
+from .recipes import Cuts, Recipe, as_recipe
 from .shrinkage import median_cuts, shrink
 from .simulation import Noise, inject_noise
 from .statistics import Significance, significance
 from attnbootreg.study import (
-    SETTINGS, Source, Study, _done, _read, _read_settings, _score_case, _seed_of, list_sources, load_study, run_study, study_image, summarize,
+    SETTINGS, Source, Study, _done, _read, _read_settings, _score_case, _seed_of, list_sources, load_study, study_image, summarize,
 )  # fmt: skip
 
 # %% ../nbs/29c_figures.ipynb #5ed70edf
@@ -101,7 +101,9 @@ def calm(
 def _titles(rows: pd.DataFrame) -> dict[str, str]:
     "What each rule keeps, with the thresholds of these rows."
     cuts = {name: f"{name} ≤ {rows[f'cut_{name}'].iloc[0]:g}" for name in ("p", "lfdr", "q")}
-    own = {f"{name}_{rule}": f"{name} ≤ {text}" for name in ("p", "lfdr") for rule, text in (("median", "median"), ("roi", "10 % of noise"))}
+    own = {
+        f"{name}_{rule}": f"{name} ≤ {text}" for name in ("p", "lfdr") for rule, text in (("median", "median"), ("roi", "10 % of noise"))
+    }
     return {**cuts, **own, "pi0": "π₀"}
 
 
@@ -224,7 +226,9 @@ def plot_suppression(
     ax = picture.subplots()
     for i, rule in enumerate(RULES):
         place = np.arange(len(table)) + (i - 1.5) * 0.2
-        ax.bar(place, table[f"D_{rule}"], 0.2, yerr=table[f"D_{rule}_error"], color=COLORS[rule], label=titles[rule], error_kw={"linewidth": 1})
+        ax.bar(
+            place, table[f"D_{rule}"], 0.2, yerr=table[f"D_{rule}_error"], color=COLORS[rule], label=titles[rule], error_kw={"linewidth": 1}
+        )
     names = [f"{name}\nn = {n}" for name, n in zip(table.index, table["images"])]
     ax.set_xticks(range(len(table)), names, rotation=45 if len(table) > 5 else 0, fontsize="small")
     ax.set_ylabel("D (0: noise gone, 1: no change)", fontsize="small")
@@ -388,7 +392,9 @@ def plot_changes(
             ax.minorticks_off()
     axes[0].set_ylim(bottom=0)
     n = table["images"].min()
-    picture.supxlabel({"n_null": "null images, B", "width": "width of the null images, standard deviations"}[by] + f" (n = {n})", fontsize="medium")
+    picture.supxlabel(
+        {"n_null": "null images, B", "width": "width of the null images, standard deviations"}[by] + f" (n = {n})", fontsize="medium"
+    )
     picture.supylabel("D", fontsize="medium")
     _legend(picture, axes[0])
     return picture
@@ -421,8 +427,8 @@ class Example(NamedTuple):
 def make_example(
     source: Source,
     vit: ViT,
-    noise: Noise | str = Noise(),
-    null: Null | str | int = Null(),
+    noise: Noise | str = "square",
+    null: Null | str | int = "normal",
     recipe: Recipe | str = "calibrated",
     seed: int = 0,
 ) -> Example:
@@ -434,9 +440,9 @@ def make_example(
         The image, one of `list_sources`.
     vit : ViT
         The model.
-    noise : Noise | str, default Noise()
+    noise : Noise | str, default "square"
         Where noise is put.
-    null : Null | str | int, default Null()
+    null : Null | str | int, default "normal"
         What it is compared with.
     recipe : Recipe | str, default "calibrated"
         The statistical choices.
@@ -639,7 +645,11 @@ def paper_studies(
     recipes = [as_recipe(one) for one in recipe]
     switched = [replace(one, pool_observed=not one.pool_observed) for one in recipes]
     numbers = sorted({times * one for one in n for times in (1, 3)})
-    kinds = [*(Null(n=one) for one in numbers), *(Null(n=min(n), width=width) for width in (0.5, 2.0)), *(Null("pixel", n=one) for one in n)]
+    kinds = [
+        *(Null(n=one) for one in numbers),
+        *(Null(n=min(n), width=width) for width in (0.5, 2.0)),
+        *(Null("pixel", n=one) for one in n),
+    ]
     anywhere = [Noise(avoid=False), Noise("diffuse", avoid=False)]
     return {
         "": Study([*anywhere, Noise("none")], null=tuple(n), recipe=recipes, seed=seed),
@@ -729,8 +739,16 @@ def _square_plates(rows: pd.DataFrame, z: float) -> Iterator[Plate]:
         yield Plate(f"nonzero{end}", f"{text}: not zero", "How much of the noise is not zero after each rule?", n, lambda s=some: plot_before_after(s, "nonzero"))  # fmt: skip
         yield Plate(f"suppression{end}", f"{text}: D", "What is left of the noise, by category?", n, lambda s=some: plot_suppression(s), suppression_table(some))  # fmt: skip
     if len(calm(rows, z)):
-        yield Plate("tradeoff", "Fig. 5", "What does removing the noise cost the rest?", _count(calm(rows, z), z), lambda: plot_tradeoffs(calm(rows, z)))
-        yield Plate("noise-z", "S6", "How far from the null is the noise, before the filter and after?", _count(rows), lambda: plot_noise_z(rows, z))
+        yield Plate(
+            "tradeoff",
+            "Fig. 5",
+            "What does removing the noise cost the rest?",
+            _count(calm(rows, z), z),
+            lambda: plot_tradeoffs(calm(rows, z)),
+        )
+        yield Plate(
+            "noise-z", "S6", "How far from the null is the noise, before the filter and after?", _count(rows), lambda: plot_noise_z(rows, z)
+        )
     yield Plate("uniformity", "S7", "Are the p and the local rates of the noise uniform?", _count(rows), lambda: plot_uniformity(rows))
 
 
@@ -851,13 +869,23 @@ def example_plates(
     make = lambda source, noise, null=n: make_example(source, vit, anywhere[noise], null, recipe, seed)
     for i, source in enumerate(sources, start=1):
         noisy, clean = make(source, "square"), make(source, "none")
-        yield Plate(f"example-{i}", "Fig. 2, S1", "What do the rules keep where a tenth of the noise may pass?", source.name, lambda e=noisy: plot_example(e))
+        yield Plate(
+            f"example-{i}",
+            "Fig. 2, S1",
+            "What do the rules keep where a tenth of the noise may pass?",
+            source.name,
+            lambda e=noisy: plot_example(e),
+        )
         yield Plate(f"thresholds-{i}", "S2 to S5", "What do other thresholds keep?", source.name, lambda e=noisy: plot_thresholds(e))
-        yield Plate(f"clean-{i}", "Fig. 6, S21", "What is left at the medians, without noise?", source.name, lambda e=clean: plot_example(e))
+        yield Plate(
+            f"clean-{i}", "Fig. 6, S21", "What is left at the medians, without noise?", source.name, lambda e=clean: plot_example(e)
+        )
         yield Plate(f"clean-thresholds-{i}", "S22 to S25", "And at other thresholds?", source.name, lambda e=clean: plot_thresholds(e))
     if sources:
         first = sources[0]
-        yield Plate("many", "S12", f"The first image with {3 * n} null images.", first.name, lambda: plot_example(make(first, "square", 3 * n)))
+        yield Plate(
+            "many", "S12", f"The first image with {3 * n} null images.", first.name, lambda: plot_example(make(first, "square", 3 * n))
+        )
         for width in (0.5, 2.0):
             wide = Null(n=n, width=width)
             yield Plate(f"width-{width:g}", "S13", f"With null images of width {width:g}.", first.name, lambda null=wide: plot_example(make(first, "square", null)))  # fmt: skip
@@ -997,5 +1025,7 @@ def write_figures(
         by_name = {source.name: source for source in list_sources(images, fine["image"].nunique() if str(images) == "scenes" else None)}
         known = [by_name[name] for name in names if name in by_name]
         plates += example_plates(known, vit, recipe.split(",")[0], int(fine["n_null"].max()), settings["study"]["seed"])
-    about = f"Model {settings['model']['name']}, {fine['image'].nunique()} images of {fine['category'].nunique()} categories, recipe {recipe}."
+    about = (
+        f"Model {settings['model']['name']}, {fine['image'].nunique()} images of {fine['category'].nunique()} categories, recipe {recipe}."
+    )
     return write_page(plates, out, about, command, left_out, progress, len(plates))

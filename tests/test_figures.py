@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from attnbootreg import load_study, load_vit
+from attnbootreg import load_study
 from attnbootreg import figures as module
 from attnbootreg.cli import app
 from attnbootreg.figures import (
@@ -211,4 +211,3 @@ def test_mistakes_are_named(tmp_path, monkeypatch, arguments, why):
     monkeypatch.chdir(tmp_path)
     done = attnbootreg("figures", *arguments, "--out", "out")
     assert done.exit_code == 2 and why in done.stderr and not Path("out").exists()
-    assert load_vit is not None

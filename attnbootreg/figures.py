@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -453,11 +454,11 @@ def make_example(
     -------
     Example
     """
-    study = Study(noise, Attention(), null, recipe, seed=seed)
+    where, score = Noise(noise) if isinstance(noise, str) else noise, Attention()
     clean, _, object_ = _read(source, vit)
-    seed_of_image, score = _seed_of(source, seed), study.score[0]
-    case = _score_case(study.noise[0], score, clean, object_, seed_of_image, vit, study)
-    x = inject_noise(clean, study.noise[0].mask(vit.img_size, seed_of_image, object_), seed_of_image)
+    own_seed = _seed_of(source, seed)
+    case = _score_case(where, score, clean, object_, own_seed, vit, Study(where, score, null, recipe))
+    x = inject_noise(clean, where.mask(vit.img_size, own_seed, object_), own_seed)
     draws = replace(case.nulls[0], values=case.nulls[0].values[0])
     sig = significance(case.scores[0], draws, as_recipe(recipe).resolved(score.scale, score.signed))
     return Example(source.name, to_pixels(x, vit), case.scores[0], sig, case.roi)
@@ -515,7 +516,8 @@ def _draw_values(axes: Sequence[Axes], example: Example) -> None:
         ax.hist(np.clip(getattr(sig, name)[where], 0, 1), np.linspace(0, 1, 21), color=color)
         ax.set_title(f"{name} of the {inside}", fontsize="small")
     values = {"null images": (sig.z0, _NULL), "image": (sig.z, _IMAGE)} | ({} if example.roi is None else {"noise": (sig.z[where], _NOISE)})
-    edges = np.linspace(*np.percentile(np.concatenate([sig.z0.ravel(), sig.z.ravel()]), (0, 100)), 41)
+    every = np.append(sig.z0, sig.z)
+    edges = np.linspace(float(every.min()), float(every.max()), 41)
     for label, (z, shade) in values.items():
         axes[2].hist(np.ravel(z), edges, density=True, histtype="stepfilled", alpha=0.5, color=shade, label=label)
     axes[2].set_title("z", fontsize="small")
@@ -735,34 +737,34 @@ def _square_plates(rows: pd.DataFrame, z: float) -> Iterator[Plate]:
         if some.empty:
             continue
         n = _count(some, limit)
-        yield Plate(f"percentile{end}", f"{text}: percentile", "Where does the noise stand among the scores of the rest, before and after?", n, lambda s=some: plot_before_after(s))  # fmt: skip
-        yield Plate(f"nonzero{end}", f"{text}: not zero", "How much of the noise is not zero after each rule?", n, lambda s=some: plot_before_after(s, "nonzero"))  # fmt: skip
-        yield Plate(f"suppression{end}", f"{text}: D", "What is left of the noise, by category?", n, lambda s=some: plot_suppression(s), suppression_table(some))  # fmt: skip
+        yield Plate(f"percentile{end}", f"{text}: percentile", "Where does the noise stand among the scores of the rest, before and after?", n, partial(plot_before_after, some))  # fmt: skip
+        yield Plate(f"nonzero{end}", f"{text}: not zero", "How much of the noise is not zero after each rule?", n, partial(plot_before_after, some, "nonzero"))  # fmt: skip
+        yield Plate(f"suppression{end}", f"{text}: D", "What is left of the noise, by category?", n, partial(plot_suppression, some), suppression_table(some))  # fmt: skip
     if len(calm(rows, z)):
         yield Plate(
             "tradeoff",
             "Fig. 5",
             "What does removing the noise cost the rest?",
             _count(calm(rows, z), z),
-            lambda: plot_tradeoffs(calm(rows, z)),
+            partial(plot_tradeoffs, calm(rows, z)),
         )
         yield Plate(
-            "noise-z", "S6", "How far from the null is the noise, before the filter and after?", _count(rows), lambda: plot_noise_z(rows, z)
+            "noise-z", "S6", "How far from the null is the noise, before the filter and after?", _count(rows), partial(plot_noise_z, rows, z)
         )
-    yield Plate("uniformity", "S7", "Are the p and the local rates of the noise uniform?", _count(rows), lambda: plot_uniformity(rows))
+    yield Plate("uniformity", "S7", "Are the p and the local rates of the noise uniform?", _count(rows), partial(plot_uniformity, rows))
 
 
 def _null_plates(nulls: pd.DataFrame, recipe: str) -> Iterator[Plate]:
     "Figures of appendix E and F: S11 and S14."
     normal, fewest, most = nulls[nulls["null"] == "normal"], nulls["n_null"].min(), nulls[nulls["null"] == "pixel"]["n_null"].max()
     by_number = normal[normal["width"] == 1]
-    yield Plate("number", "S11, left", "Does D change with the number of null images, and does pooling explain it?", _count(by_number), lambda: plot_changes(by_number), change_table(by_number))  # fmt: skip
+    yield Plate("number", "S11, left", "Does D change with the number of null images, and does pooling explain it?", _count(by_number), partial(plot_changes, by_number), change_table(by_number))  # fmt: skip
     own = normal[(normal["n_null"] == fewest) & ~normal["recipe"].str.contains("pool_observed")]
     if own["width"].nunique() > 1:
-        yield Plate("width", "S11, right", "Does D change with the width of the null images?", _count(own), lambda: plot_changes(own, "width"), change_table(own, "width"))  # fmt: skip
+        yield Plate("width", "S11, right", "Does D change with the width of the null images?", _count(own), partial(plot_changes, own, "width"), change_table(own, "width"))  # fmt: skip
     kinds = nulls[(nulls["width"] == 1) & (nulls["n_null"] == most) & (nulls["recipe"] == recipe)]
     if kinds["null"].nunique() > 1:
-        yield Plate("kinds", "S14, appendix F", "Does D differ between normal and resampled null images?", _count(kinds), lambda: plot_suppression(kinds, "null"), suppression_table(kinds, "null"))  # fmt: skip
+        yield Plate("kinds", "S14, appendix F", "Does D differ between normal and resampled null images?", _count(kinds), partial(plot_suppression, kinds, "null"), suppression_table(kinds, "null"))  # fmt: skip
 
 
 def table_plates(
@@ -794,17 +796,17 @@ def table_plates(
     plates = list(_square_plates(square, z)) if len(square) else []
     recipes = fine[(fine["noise"] == "square") & (fine["n_null"] == square["n_null"].max())]
     if recipes["recipe"].nunique() > 1:
-        plates.append(Plate("recipes", "Fig. 4, by recipe", "What does each recipe leave of the noise?", _count(calm(recipes, z), z), lambda: plot_suppression(calm(recipes, z), "recipe"), suppression_table(calm(recipes, z), "recipe")))  # fmt: skip
+        plates.append(Plate("recipes", "Fig. 4, by recipe", "What does each recipe leave of the noise?", _count(calm(recipes, z), z), partial(plot_suppression, calm(recipes, z), "recipe"), suppression_table(calm(recipes, z), "recipe")))  # fmt: skip
     if nulls is not None and len(nulls):
         plates += _null_plates(nulls, recipe)
     for end, some, limit in (("", calm(clouds, z), z), ("-all", clouds, None)):
         if len(some):
-            plates.append(Plate(f"diffuse{end}", "S16", "What is left of diffuse noise, objects included, by category?", _count(some, limit), lambda s=some: plot_suppression(s), suppression_table(some)))  # fmt: skip
-            plates.append(Plate(f"diffuse-percentile{end}", "S16: percentile", "Where does diffuse noise stand, before and after?", _count(some, limit), lambda s=some: plot_before_after(s)))  # fmt: skip
+            plates.append(Plate(f"diffuse{end}", "S16", "What is left of diffuse noise, objects included, by category?", _count(some, limit), partial(plot_suppression, some), suppression_table(some)))  # fmt: skip
+            plates.append(Plate(f"diffuse-percentile{end}", "S16: percentile", "Where does diffuse noise stand, before and after?", _count(some, limit), partial(plot_before_after, some)))  # fmt: skip
     if len(clean):
         rules = ("p_median", "lfdr_median", "pi0")
-        plates.append(Plate("minmax", "S20, left", "How even is the attention to images as they are, before and after?", _count(clean), lambda: plot_before_after(clean, "minmax", "minmax", rules)))  # fmt: skip
-        plates.append(Plate("share", "S20, right", "How many patches of images as they are keep a score?", _count(clean), lambda: plot_before_after(clean, "share", "minmax", rules)))  # fmt: skip
+        plates.append(Plate("minmax", "S20, left", "How even is the attention to images as they are, before and after?", _count(clean), partial(plot_before_after, clean, "minmax", "minmax", rules)))  # fmt: skip
+        plates.append(Plate("share", "S20, right", "How many patches of images as they are keep a score?", _count(clean), partial(plot_before_after, clean, "share", "minmax", rules)))  # fmt: skip
     return plates
 
 # %% ../nbs/29c_figures.ipynb #5e91a475
@@ -866,31 +868,35 @@ def example_plates(
     Plate
     """
     anywhere = {"square": Noise(avoid=False), "diffuse": Noise("diffuse", avoid=False), "none": Noise("none")}
-    make = lambda source, noise, null=n: make_example(source, vit, anywhere[noise], null, recipe, seed)
+
+
+    def _example_of(source: Source, noise: Noise, null: Null | int) -> Picture:
+        return plot_example(make_example(source, vit, noise, null, recipe, seed))
+
     for i, source in enumerate(sources, start=1):
-        noisy, clean = make(source, "square"), make(source, "none")
+        noisy, clean = (make_example(source, vit, anywhere[noise], n, recipe, seed) for noise in ("square", "none"))
         yield Plate(
             f"example-{i}",
             "Fig. 2, S1",
             "What do the rules keep where a tenth of the noise may pass?",
             source.name,
-            lambda e=noisy: plot_example(e),
+            partial(plot_example, noisy),
         )
-        yield Plate(f"thresholds-{i}", "S2 to S5", "What do other thresholds keep?", source.name, lambda e=noisy: plot_thresholds(e))
+        yield Plate(f"thresholds-{i}", "S2 to S5", "What do other thresholds keep?", source.name, partial(plot_thresholds, noisy))
         yield Plate(
-            f"clean-{i}", "Fig. 6, S21", "What is left at the medians, without noise?", source.name, lambda e=clean: plot_example(e)
+            f"clean-{i}", "Fig. 6, S21", "What is left at the medians, without noise?", source.name, partial(plot_example, clean)
         )
-        yield Plate(f"clean-thresholds-{i}", "S22 to S25", "And at other thresholds?", source.name, lambda e=clean: plot_thresholds(e))
+        yield Plate(f"clean-thresholds-{i}", "S22 to S25", "And at other thresholds?", source.name, partial(plot_thresholds, clean))
     if sources:
         first = sources[0]
         yield Plate(
-            "many", "S12", f"The first image with {3 * n} null images.", first.name, lambda: plot_example(make(first, "square", 3 * n))
+            "many", "S12", f"The first image with {3 * n} null images.", first.name, partial(_example_of, first, anywhere["square"], 3 * n)
         )
         for width in (0.5, 2.0):
             wide = Null(n=n, width=width)
-            yield Plate(f"width-{width:g}", "S13", f"With null images of width {width:g}.", first.name, lambda null=wide: plot_example(make(first, "square", null)))  # fmt: skip
-        yield Plate("null-images", "S14", "What do null images look like?", first.name, lambda: _null_images(first, vit))
-        yield Plate("diffuse-example", "S15", "And diffuse noise?", first.name, lambda: plot_example(make(first, "diffuse")))
+            yield Plate(f"width-{width:g}", "S13", f"With null images of width {width:g}.", first.name, partial(_example_of, first, anywhere["square"], wide))  # fmt: skip
+        yield Plate("null-images", "S14", "What do null images look like?", first.name, partial(_null_images, first, vit))
+        yield Plate("diffuse-example", "S15", "And diffuse noise?", first.name, partial(_example_of, first, anywhere["diffuse"], n))
 
 # %% ../nbs/29c_figures.ipynb #33603d14
 _PAGE = """<!doctype html>
@@ -1013,9 +1019,9 @@ def write_figures(
     fine = table[table["error"].isna()]
     if fine.empty:
         raise ValueError(f"study: no image of {str(study)!r} could be used; `load_study` has the errors")
-    recipe = recipe if recipe in set(fine["recipe"]) else settings["study"]["recipe"][0]["name"]
+    shown = recipe if recipe and recipe in set(fine["recipe"]) else str(settings["study"]["recipe"][0]["name"])
     nulls = load_study(folder / "nulls") if (folder / "nulls" / "study.json").is_file() else None
-    plates: list[Plate] = table_plates(table, nulls, recipe, z)
+    plates: list[Plate] = table_plates(table, nulls, shown, z)
     left_out = "".join(_NEED_NOISE.format(noise=noise) for noise in ("square", "diffuse") if noise not in set(fine["noise"]))
     left_out += _NEED_NULLS if nulls is None else ""
     if vit is None or images is None:
@@ -1024,8 +1030,8 @@ def write_figures(
         names = choose_examples(one_setting(fine, noise=fine["noise"].iloc[-1]), examples, z)
         by_name = {source.name: source for source in list_sources(images, fine["image"].nunique() if str(images) == "scenes" else None)}
         known = [by_name[name] for name in names if name in by_name]
-        plates += example_plates(known, vit, recipe.split(",")[0], int(fine["n_null"].max()), settings["study"]["seed"])
+        plates += example_plates(known, vit, shown.split(",")[0], int(fine["n_null"].max()), settings["study"]["seed"])
     about = (
-        f"Model {settings['model']['name']}, {fine['image'].nunique()} images of {fine['category'].nunique()} categories, recipe {recipe}."
+        f"Model {settings['model']['name']}, {fine['image'].nunique()} images of {fine['category'].nunique()} categories, recipe {shown}."
     )
     return write_page(plates, out, about, command, left_out, progress, len(plates))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -592,7 +592,7 @@ def plot_thresholds(
             edges = np.linspace(0, scores.max(), 21)
             ax.hist(scores.ravel(), edges, color=_NULL, alpha=0.6)
             ax.hist(map[map > 0], edges, color=_IMAGE, alpha=0.7)
-            ax.set(xticks=[], yticks=[], xlabel="score")
+            ax.set(xticks=[], xlabel="score", yscale="log")
     return picture
 
 
@@ -749,7 +749,11 @@ def _square_plates(rows: pd.DataFrame, z: float) -> Iterator[Plate]:
             partial(plot_tradeoffs, calm(rows, z)),
         )
         yield Plate(
-            "noise-z", "S6", "How far from the null is the noise, before the filter and after?", _count(rows), partial(plot_noise_z, rows, z)
+            "noise-z",
+            "S6",
+            "How far from the null is the noise, before the filter and after?",
+            _count(rows),
+            partial(plot_noise_z, rows, z),
         )
     yield Plate("uniformity", "S7", "Are the p and the local rates of the noise uniform?", _count(rows), partial(plot_uniformity, rows))
 
@@ -869,7 +873,6 @@ def example_plates(
     """
     anywhere = {"square": Noise(avoid=False), "diffuse": Noise("diffuse", avoid=False), "none": Noise("none")}
 
-
     def _example_of(source: Source, noise: Noise, null: Null | int) -> Picture:
         return plot_example(make_example(source, vit, noise, null, recipe, seed))
 
@@ -883,9 +886,7 @@ def example_plates(
             partial(plot_example, noisy),
         )
         yield Plate(f"thresholds-{i}", "S2 to S5", "What do other thresholds keep?", source.name, partial(plot_thresholds, noisy))
-        yield Plate(
-            f"clean-{i}", "Fig. 6, S21", "What is left at the medians, without noise?", source.name, partial(plot_example, clean)
-        )
+        yield Plate(f"clean-{i}", "Fig. 6, S21", "What is left at the medians, without noise?", source.name, partial(plot_example, clean))
         yield Plate(f"clean-thresholds-{i}", "S22 to S25", "And at other thresholds?", source.name, partial(plot_thresholds, clean))
     if sources:
         first = sources[0]
@@ -912,6 +913,10 @@ _ENTRY = """<h2 id="{name}">{paper}</h2><p>{asks} <em>({n})</em></p>
 """
 
 
+def _put(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
+
+
 def _files_of(plate: Plate, out: Path) -> list[Path]:
     "Draw and write a figure, and the numbers that were computed for it."
     picture, svg = plate.draw(), io.BytesIO()
@@ -920,7 +925,7 @@ def _files_of(plate: Plate, out: Path) -> list[Path]:
     contents = {"png": picture.to_png(), "svg": svg.getvalue()}
     if plate.numbers is not None:
         contents["csv"] = plate.numbers.to_csv(index=plate.numbers.index.name is not None).encode()
-    return write_beside({out / f"{plate.name}.{end}": lambda file, data=data: file.write(data) for end, data in contents.items()})
+    return write_beside({out / f"{plate.name}.{end}": partial(_put, data) for end, data in contents.items()})
 
 
 def write_page(

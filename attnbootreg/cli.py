@@ -605,9 +605,7 @@ def _study(
 
     try:
         plan = Study(
-            noise=tuple(
-                Noise(kind.value) if kind.value == "none" else Noise(kind.value, one) for kind, one in product(noise, _each(side))
-            ),
+            noise=tuple(Noise(kind.value) if kind.value == "none" else Noise(kind.value, one) for kind, one in product(noise, _each(side))),
             score=_score(score, layer, heads, query, target),
             null=_study_nulls(null, width, n, groups),
             recipe=tuple(_recipe(one.value, standardize) for one in recipe),

@@ -593,6 +593,7 @@ def plot_thresholds(
             ax.hist(scores.ravel(), edges, color=_NULL, alpha=0.6)
             ax.hist(map[map > 0], edges, color=_IMAGE, alpha=0.7)
             ax.set(xticks=[], xlabel="score", yscale="log")
+            ax.tick_params(which="both", left=False, labelleft=False)
     return picture
 
 

@@ -148,7 +148,7 @@ class Noise:
     Parameters
     ----------
     kind : str, default "square"
-        "square", or "diffuse" for clouds.
+        "square", "diffuse" for clouds, or "none".
     side : int | None, default None
         Of a square, pixels; None is 100/488 of the image's shorter side; clouds have as
         many pixels.
@@ -164,11 +164,13 @@ class Noise:
     avoid: bool = True
 
     def __post_init__(self):
-        check_choice(self.kind, ("square", "diffuse"), "kind")
+        check_choice(self.kind, ("square", "diffuse", "none"), "kind")
         if self.side is not None:
             object.__setattr__(self, "side", check_count(self.side, "side"))
         object.__setattr__(self, "n", check_count(self.n, "n"))
         check_flag(self.avoid, "avoid")
+        if self.kind == "none" and (self.side is not None or self.n != 1):
+            raise ValueError(f"kind: 'none' has no squares, got side={self.side!r} and n={self.n}; leave them out")
         if self.kind == "diffuse" and self.n != 1:
             raise ValueError(f"n: clouds are not counted, got {self.n}; leave it out or use kind='square'")
 
@@ -194,6 +196,8 @@ class Noise:
         np.ndarray
             (H, W) bool.
         """
+        if self.kind == "none":
+            return np.zeros(size, bool)
         avoid = object_ if self.avoid else None
         if self.kind == "diffuse":
             return diffuse_mask(size, self.side, seed, avoid)

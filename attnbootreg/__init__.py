@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from attnbootreg.attention import Attention, attention_scores, upsample
     from attnbootreg.bootstrap import Null, NullScores, bootstrap_images
+    from attnbootreg.compare import Comparison, active_heads, compare_studies, group_map
     from attnbootreg.faithful import TwoStage, masked_logits, two_stage
     from attnbootreg.images import Masked, load_image, to_pixels
     from attnbootreg.layouts import ViT
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
         Tradeoff, attention_share, auroc, average_precision, roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity, srmsd,
         suppression_factor, tradeoff,
     )  # fmt: skip
-    from attnbootreg.perturbation import Perturbation, perturb
-    from attnbootreg.precision import p_errors, p_intervals, undecided
+    from attnbootreg.parts import FaithfulViT, load_faithful
+    from attnbootreg.perturbation import Faithfulness, Perturbation, faithfulness, perturb
+    from attnbootreg.precision import draws_needed, p_errors, p_intervals, power, smallest_q, undecided
     from attnbootreg.recipes import RECIPES, Cuts, Recipe
     from attnbootreg.regions import Regions, familywise_p, familywise_threshold, find_regions, true_finds
     from attnbootreg.relevance import CDAM, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM, Relevance, Rollout
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "attention": "Attention attention_scores upsample",
     "bootstrap": "Null NullScores bootstrap_images",
+    "compare": "Comparison active_heads compare_studies group_map",
     "faithful": "TwoStage masked_logits two_stage",
     "images": "Masked load_image to_pixels",
     "layouts": "ViT",
@@ -42,8 +45,9 @@ _MODULES = {
     "method": "Regularized regularize",
     "metrics": "Tradeoff attention_share auroc average_precision roi_metrics roi_nonzero roi_percentile roi_threshold sensitivity specificity srmsd "
     "suppression_factor tradeoff",
-    "perturbation": "Perturbation perturb",
-    "precision": "p_errors p_intervals undecided",
+    "parts": "FaithfulViT load_faithful",
+    "perturbation": "Faithfulness Perturbation faithfulness perturb",
+    "precision": "draws_needed p_errors p_intervals power smallest_q undecided",
     "recipes": "RECIPES Cuts Recipe",
     "regions": "Regions familywise_p familywise_threshold find_regions true_finds",
     "relevance": "CDAM Captum Concept GradCAM InputGradient LeGrad PytorchGradCAM Relevance Rollout",

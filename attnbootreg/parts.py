@@ -169,9 +169,9 @@ class Selector(nn.Module):
     backbone : VisionTransformer
         Whose patch tokens are compared with the prototypes.
     classes : int
-        C.
+        Number of classes, C.
     parts : int
-        K.
+        Number of parts beside the background, K.
     """
 
     def __init__(self, backbone: VisionTransformer, classes: int, parts: int):
@@ -222,9 +222,9 @@ class FaithfulViT(nn.Module):
     backbone : VisionTransformer
         Both stages start from its weights; it is copied, never changed.
     classes : int
-        C.
+        Number of classes, C.
     parts : int, default 4
-        K, beside the background.
+        Number of parts beside the background, K.
     separate : bool, default True
         Stage 1 has weights of its own, of which only class token, registers and positions are
         trained; False: both stages share one backbone, and all of it is trained.
@@ -264,16 +264,14 @@ class FaithfulViT(nn.Module):
         backbone.reset_classifier(0)
         self.selector = Selector(backbone, classes, parts)
         self.predictor = copy.deepcopy(backbone) if separate else backbone
-        self.head = nn.Sequential(nn.LayerNorm(backbone.embed_dim), nn.Linear(backbone.embed_dim, classes, bias=False))
+        last = nn.Linear(backbone.embed_dim, classes, bias=False)
+        self.head = nn.Sequential(nn.LayerNorm(backbone.embed_dim), last)
         self.separate, self.dropout, self.parts = separate, dropout, parts
         self.gradient, self.released = gradient, released
         draw = torch.Generator().manual_seed(seed)
-        for weight, std in (
-            (self.selector.prototypes, backbone.embed_dim**-0.5),
-            (self.selector.head.weight, 0.02),
-            (self.head[1].weight, 0.02),
-        ):
-            nn.init.trunc_normal_(weight, std=std, generator=draw)
+        nn.init.trunc_normal_(self.selector.prototypes, std=backbone.embed_dim**-0.5, generator=draw)
+        for linear in (self.selector.head, last):
+            nn.init.trunc_normal_(linear.weight, std=0.02, generator=draw)
 
     def forward(
         self,

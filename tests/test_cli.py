@@ -488,3 +488,43 @@ def test_predict(folder):
     ):
         done = typed(f"predict a.png {wrong} {options}")
         assert done.returncode == 2 and message in done.stderr
+
+
+def test_two_stages_are_trained_and_measured(tmp_path):
+    train = ["train-faithful", "trap", "--out", "new/two.safetensors", "--steps", "2", "--batch", "4", "--parts", "2", "--device", "cpu"]
+    done = attnbootreg(*train, cwd=tmp_path)
+    assert done.returncode == 0 and "evaluate-faithful new/two.safetensors trap" in done.stdout
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["two.safetensors"]  # the state is gone
+    measure = ["evaluate-faithful", "new/two.safetensors", "trap", "--scenes", "12", "--device", "cpu"]
+    report = json.loads(attnbootreg(*measure, "--json", cwd=tmp_path).stdout)
+    assert report["n"] == 12 and 0 <= report["worst_group"] <= report["accuracy"] <= 1
+    assert "mask_iou" in attnbootreg(*measure, cwd=tmp_path).stdout
+
+
+def test_two_stages_on_a_folder(tmp_path):
+    for split in ("train", "test"):
+        for i, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            Image.new("RGB", (70, 66), (200 * i, 90, 0)).save(tmp_path / "pets" / split / name / f"{split}.png")
+    train = ["train-faithful", "pets", "--steps", "1", "--batch", "2", "--shared", "--device", "cpu"]
+    done = attnbootreg(*train, cwd=tmp_path)
+    assert done.returncode == 2 and "form: say which data set" in done.stderr
+    assert attnbootreg(*train, "--form", "metashift", cwd=tmp_path).returncode == 0
+    done = attnbootreg("evaluate-faithful", "faithful.safetensors", "pets", "--form", "metashift", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["n"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("train-faithful", "trap", "--out", "two.pt"), "not the name of a .safetensors file"),
+        (("train-faithful", "trap", "--parts", "0"), "parts"),
+        (("train-faithful", "trap", "--model", "eva02_tiny_patch14_224", "--no-pretrained"), "class token"),
+        (("train-faithful", "nowhere", "--form", "cub"), "does not exist"),
+        (("evaluate-faithful", "nothing", "trap"), "there is no file"),
+    ],
+)
+def test_two_stages_that_cannot_be(tmp_path, arguments, message):
+    done = attnbootreg(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr.replace("\n", " "), done.stderr
+    assert not list(tmp_path.iterdir())

@@ -403,7 +403,7 @@ def part_thresholds(
         for part, values in enumerate(found):
             values.append(logits[:, part][chosen == part])
     values = [torch.cat(one) for one in found]
-    return torch.stack([one.quantile(quantile) if len(one) else torch.tensor(-torch.inf) for one in values])
+    return torch.stack([one.quantile(quantile) if len(one) else one.new_tensor(-torch.inf) for one in values])
 
 
 @torch.inference_mode()

@@ -896,13 +896,15 @@ def _plan(
     draws: Annotated[list[int], typer.Option(help="Draws of each patch; may be repeated.")] = [1, 4, 10, 20],
     found: Annotated[list[int], typer.Option(help="Patches that stand out; may be repeated.")] = [1, 3, 10],
     effect: Annotated[float, typer.Option(help="Of these patches, in standard deviations of null scores.")] = 4.0,
-    q: Annotated[float, typer.Option("--q", help="The threshold of the q-values.")] = 0.1,
+    q: Annotated[float | None, typer.Option("--q", help="The threshold of the q-values.", show_default="0.1")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same simulated maps.")] = 0,
     as_json: Json = False,
 ) -> None:
     "Say which p, q and lfdr a number of draws allows, and how probable a find is, for the recipe conditional."
     from attnbootreg.precision import draws_needed, plan, power
+    from attnbootreg.recipes import Cuts
 
+    q = Cuts().q if q is None else q
     try:
         size = _img_size(grid)
         n = size[0] * size[1] if isinstance(size, tuple) else (size or 0) ** 2

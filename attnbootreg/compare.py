@@ -23,6 +23,7 @@ from scipy.stats import binom, bootstrap, hypergeom
 from .checks import check_choice, check_confidence, check_count, check_share, fresh_seed
 from .files import write_beside
 from .plots import Picture
+from .recipes import Cuts
 from .statistics import q_values
 from .study import SETTINGS, load_study
 
@@ -511,7 +512,7 @@ def group_map(
 # %% ../nbs/34_compare.ipynb #2e8de500
 def active_heads(
     found: np.ndarray,
-    alpha: float = 0.1,
+    alpha: float = Cuts().q,
     noise: np.ndarray | None = None,
     labels: Sequence[str] | None = None,
 ) -> pd.DataFrame:

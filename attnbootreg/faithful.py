@@ -21,17 +21,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .adapters import AttentionCall, Replaced, blocks_of
-from .attention import Attention
-from .bootstrap import Bootstrap, Null
 from .checks import check_choice, check_count, check_patches, one_line
 from .images import Masked, Picturelike, load_picture
 from .kernels import FastKernels, attention
 from .layouts import ViT, check_vit
 from .masking import compose, pixels_of
 from .method import Regularized, regularize
-from .recipes import Cuts, Recipe
+from .recipes import Cuts
 from .regions import find_regions
-from .scores import ScoreMap
 from .shrinkage import shrink
 from .statistics import Significance
 
@@ -633,14 +630,7 @@ def two_stage(
     rule: str | Callable[[Regularized], np.ndarray] = "q",
     dilate: int = 0,
     empty: str = "error",
-    score: ScoreMap | Callable[[ViT, Tensor], Tensor] = Attention(),
-    null: Null | str | int | Bootstrap = Null(),
-    recipe: Recipe | str = "conditional",
-    cuts: Cuts = Cuts(),
-    seed: int | None = None,
-    crop: bool = False,
-    batch_size: int | str = "auto",
-    progress: bool = True,
+    **how: Any,
 ) -> TwoStage:
     """Two stages without training: the significant patches of an image, and what the model says of them alone (after arXiv:2506.08915).
 
@@ -660,22 +650,9 @@ def two_stage(
         Patches that are added around the mask.
     empty : str, default "error"
         If the rule keeps no patch: "error", or "whole" for the whole image.
-    score : ScoreMap | Callable[[ViT, Tensor], Tensor], default Attention()
-        As for `regularize`, like all that follow.
-    null : Null | str | int | Bootstrap, default Null()
-        What it is compared with.
-    recipe : Recipe | str, default "conditional"
-        The statistical choices.
-    cuts : Cuts, default Cuts()
-        The thresholds.
-    seed : int | None, default None
-        Same seed, same result.
-    crop : bool, default False
-        Cut out the center instead of squashing the picture.
-    batch_size : int | str, default "auto"
-        Null images scored at a time.
-    progress : bool, default True
-        Show a progress bar where it takes longer than a second.
+    **how : Any
+        Settings of `regularize`, by name: score, null, recipe, cuts, seed, crop, batch_size,
+        progress.
 
     Returns
     -------
@@ -685,9 +662,9 @@ def two_stage(
     check_rule(rule)
     check_count(dilate, "dilate", 0)
     check_choice(empty, ("error", "whole"), "empty")
-    x = load_picture(image, vit, crop).x[None]
+    x = load_picture(image, vit, how.get("crop", False)).x[None]
     can_drop(vit)
-    res = regularize(image, vit, score, null, recipe, cuts, seed, crop, batch_size, progress)
+    res = regularize(image, vit, **how)
     keep, words = _mask_of(res, rule, vit.grid)  # type: ignore[arg-type]  # one picture, one result
     if not keep.any() and empty == "error":
         larger = "another rule" if callable(rule) or rule == "regions" else f"a larger cut (Cuts({rule}=...)), another rule"

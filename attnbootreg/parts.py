@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'factor_attention', 'FactorAttention', 'gumbel_noise', 'one_
            'FaithfulViT', 'leave_out', 'part_thresholds', 'part_effects', 'orthogonality', 'part_presence',
            'background_presence', 'total_variation', 'entropy', 'concentration', 'Move', 'draw_move', 'equivariance',
            'LossWeights', 'Rates', 'part_losses', 'trained_parameters', 'train_faithful', 'architecture_of',
-           'check_file', 'save_faithful', 'load_faithful', 'Picture', 'Pictures', 'trap_pictures', 'folder_pictures',
+           'check_file', 'save_faithful', 'load_faithful', 'Labeled', 'Pictures', 'trap_pictures', 'folder_pictures',
            'batch_of', 'evaluate_faithful']
 
 # %% ../nbs/32_parts.ipynb #8bc400db
@@ -970,7 +970,7 @@ def load_faithful(
     return faithful.eval().to(vit.device)
 
 # %% ../nbs/32_parts.ipynb #c6626fcb
-class Picture(NamedTuple):
+class Labeled(NamedTuple):
     """A picture with what is known of it.
 
     Attributes
@@ -1001,18 +1001,18 @@ class Pictures:
         How many.
     classes : tuple[str, ...]
         Names of the classes.
-    load : Callable[[int], Picture]
+    load : Callable[[int], Labeled]
         Gives one.
     """
 
     n: int
     classes: tuple[str, ...]
-    load: Callable[[int], Picture]
+    load: Callable[[int], Labeled]
 
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, i: int) -> Picture:
+    def __getitem__(self, i: int) -> Labeled:
         if not 0 <= i < self.n:
             raise IndexError(f"there are {self.n} pictures, 0 to {self.n - 1}")
         return self.load(i)
@@ -1045,10 +1045,10 @@ def trap_pictures(
     if size != width:
         raise ValueError(f"vit: trap scenes are square, and the model takes {size} x {width} px; load it with img_size={size}")
 
-    def load(i: int) -> Picture:
+    def load(i: int) -> Labeled:
         scene = make_trap_scenes(1, seed, size, agree, start=i)
         label, place = int(scene.labels[0]), int(scene.places[0])
-        return Picture(load_image(scene.images[0], vit), label, f"{TRAP_CLASSES[label]}, {PLACES[place]}", scene.masks[0])
+        return Labeled(load_image(scene.images[0], vit), label, f"{TRAP_CLASSES[label]}, {PLACES[place]}", scene.masks[0])
 
     return Pictures(n, TRAP_CLASSES, load)
 
@@ -1082,10 +1082,10 @@ def folder_pictures(
     """
     rows = samples.of(split).table
 
-    def load(i: int) -> Picture:
+    def load(i: int) -> Labeled:
         row = rows.iloc[i]
         mask = None if row["mask"] is None else _object_pixels(row["mask"], vit.img_size)
-        return Picture(load_image(row["path"], vit), int(row["label"]), str(row["group"]), mask)
+        return Labeled(load_image(row["path"], vit), int(row["label"]), str(row["group"]), mask)
 
     return Pictures(len(rows), samples.classes, load)
 

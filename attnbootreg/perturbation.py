@@ -205,7 +205,7 @@ def faithfulness(
     seed: int | None = 0,
     predict: Callable[[Tensor], Tensor] | None = None,
 ) -> Faithfulness:
-    """Does the answer rest on the kept patches? They alone, and all but them, with the rest replaced (DeYoung et al., 2020, section 4.1).
+    """Does the answer rest on the kept patches? They alone, and all but them, with the rest replaced (DeYoung et al., 2020).
 
     Raises `ValueError` for an image of another size, an empty mask or one of another grid, a
     model without classes, other pictures of another size, or a count that does not go with

@@ -17,7 +17,7 @@ from scipy.stats import beta, t
 
 from .checks import as_array, check_confidence, check_count, check_share
 from .density import decreasing_density
-from .recipes import Recipe, as_recipe
+from .recipes import Cuts, Recipe, as_recipe
 from .statistics import DISCARDED, MIN_SCORES, estimate_pi0, p_values, q_values, z_scores
 
 if TYPE_CHECKING:  # imported where a table is made
@@ -368,7 +368,7 @@ def power(
     n: int,
     draws: int,
     k: int,
-    q: float = 0.1,
+    q: float = Cuts().q,
     recipe: Recipe | str = "conditional",
     runs: int = 200,
     seed: int = 0,

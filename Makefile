@@ -41,10 +41,10 @@ $(BIN)/python:
 
 $(VENV)/demo.stamp: settings.ini setup.py pyproject.toml $(BIN)/python
 	@echo "installing into $(VENV); the first time this downloads PyTorch, which takes some minutes"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	touch $@
 
 $(VENV)/dev.stamp: settings.ini setup.py pyproject.toml $(BIN)/python
 	@echo "installing into $(VENV); the first time this downloads PyTorch, which takes some minutes"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch $(VENV)/demo.stamp $@

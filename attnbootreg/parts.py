@@ -290,15 +290,29 @@ class FaithfulViT(nn.Module):
         thresholds: Tensor | None = None,
     ) -> Selection:
         "Stage 1; without some parts, or without patches whose logit is below their part's threshold, (K,)."
-        tokens, logits = self.selector(images)
+        return self._selected(*self.selector(images), generator, without, thresholds)
+
+    def maps(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        "Probabilities of the parts (N, K + 1, h, w) from stage 1's logits; in training a draw."
         noisy = self.training or self.released
-        draw = lambda: logits + gumbel_noise(logits.shape, generator, logits.device) if noisy else logits
-        maps = leave_out(draw().softmax(1), logits, without, thresholds)
-        chosen = leave_out(draw().softmax(1), logits, without, thresholds) if self.released else maps
+        return (logits + gumbel_noise(logits.shape, generator, logits.device) if noisy else logits).softmax(1)
+
+    def _selected(
+        self,
+        tokens: Tensor,
+        logits: Tensor,
+        generator: torch.Generator | None = None,
+        without: Iterable[int] = (),
+        thresholds: Tensor | None = None,
+    ) -> Selection:
+        "What `select` gives, from what the selector gave; so several questions cost one pass of stage 1."
+        draw = lambda: leave_out(self.maps(logits, generator), logits, without, thresholds)
+        maps = draw()
+        chosen = draw() if self.released else maps
         features = self.selector.features(maps, tokens)
-        alive = self._alive(len(images), generator).to(images.device)
+        alive = self._alive(len(tokens), generator).to(tokens.device)
         each = self.selector.classify(features) * alive[..., None] / (1 - self.dropout * self.training)
-        mask = (one_part(chosen)[:, :-1] * self._alive(len(images), generator).to(images.device)[..., None, None]).sum(1)
+        mask = (one_part(chosen)[:, :-1] * self._alive(len(tokens), generator).to(tokens.device)[..., None, None]).sum(1)
         return Selection(maps, self._reached(mask), features, each.mean(1))
 
     def _reached(self, mask: Tensor) -> Tensor:
@@ -425,8 +439,9 @@ def part_effects(
     Tensor
         (N, K, C); zero for a part that is not in the image.
     """
-    whole = model(images).logits
-    each = [model.predict(images, model.select(images, without=[part]).mask) for part in range(model.parts)]
+    found = model.selector(images)
+    whole = model.predict(images, model._selected(*found).mask)
+    each = [model.predict(images, model._selected(*found, without=[part]).mask) for part in range(model.parts)]
     return whole[:, None] - torch.stack(each, 1)
 
 # %% ../nbs/32_parts.ipynb #690d0379
@@ -716,7 +731,7 @@ def part_losses(
     """
     out = model(images, generator)
     maps, features = out.selection.maps, out.selection.features
-    moved = model.select(move.of_images(images), generator).maps
+    moved = model.maps(model.selector(move.of_images(images))[1], generator)
     return dict(
         predictor=F.cross_entropy(out.logits, labels),
         selector=F.cross_entropy(out.selection.logits, labels),

@@ -290,7 +290,8 @@ class FaithfulViT(nn.Module):
         thresholds: Tensor | None = None,
     ) -> Selection:
         "Stage 1; without some parts, or without patches whose logit is below their part's threshold, (K,)."
-        return self._selected(*self.selector(images), generator, without, thresholds)
+        tokens, logits = self.selector(images)
+        return self._selected(tokens, logits, generator, without, thresholds)
 
     def maps(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "Probabilities of the parts (N, K + 1, h, w) from stage 1's logits; in training a draw."
@@ -439,9 +440,9 @@ def part_effects(
     Tensor
         (N, K, C); zero for a part that is not in the image.
     """
-    found = model.selector(images)
-    whole = model.predict(images, model._selected(*found).mask)
-    each = [model.predict(images, model._selected(*found, without=[part]).mask) for part in range(model.parts)]
+    tokens, logits = model.selector(images)
+    whole = model.predict(images, model._selected(tokens, logits).mask)
+    each = [model.predict(images, model._selected(tokens, logits, without=[part]).mask) for part in range(model.parts)]
     return whole[:, None] - torch.stack(each, 1)
 
 # %% ../nbs/32_parts.ipynb #690d0379

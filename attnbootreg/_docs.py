@@ -181,7 +181,10 @@ class Renderer:
 
         source = NbdevLookup().code(f"{getattr(self.sym, '__module__', '')}.{self.name}")
         link = f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}\n\n' if source else ""
-        command = getattr(self.sym, "__module__", "") == "attnbootreg.cli" and not isinstance(self.sym, type)
-        return f"---\n\n{link}{'#' * self.level} {self.name}\n\n" + (
-            _prose(parse(inspect.getdoc(self.sym) or "")[0]) if command else markdown(self.sym, self.name)
-        )
+        hashes = "#" * self.level
+        if inspect.isfunction(self.sym) and self.sym.__module__ == "attnbootreg.cli":
+            command = self.name.rstrip("_").replace("_", "-")
+            text = _prose(parse(inspect.getdoc(self.sym) or "")[0])
+            options = f"[All options](reference/commands.qmd#{command}-command)."
+            return f"---\n\n{link}{hashes} attnbootreg {command} {{#{self.name}}}\n\n{text}\n\n{options}"
+        return f"---\n\n{link}{hashes} {self.name}\n\n{markdown(self.sym, self.name)}"

@@ -4,6 +4,7 @@ Names of the package that no page names are put on the page of their module. tes
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,10 @@ PAGES = {
         "Scores",
         "What is judged: attention, relevance maps, or a function of yours.",
         ("scores", "attention", "relevance"),
-        SCENE.replace("import load_vit", "import (\n    CDAM, Attention, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM,\n    Relevance, Rollout, Score, attention_scores, load_image, load_vit").replace("make_scenes, regularize\n", "make_scenes, regularize,\n)\n")
+        SCENE.replace(
+            "import load_vit",
+            "import (\n    CDAM, Attention, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM,\n    Relevance, Rollout, Score, attention_scores, load_image, load_vit",
+        ).replace("make_scenes, regularize\n", "make_scenes, regularize,\n)\n")
         + "\npicture = scene.images[0]\nx = load_image(picture, vit)",
         {
             "Attention": 'heads = regularize(picture, vit, score=Attention(layer=-2, heads="each"), seed=0)\nlen(heads)  # one map for each head',
@@ -95,7 +99,9 @@ PAGES = {
         "Null images",
         "What a score is compared with: how null images are drawn and scored.",
         ("bootstrap",),
-        "from attnbootreg import Attention, Null, NullScores, bootstrap_images, load_image, significance\n" + SCENE + "\nx = load_image(scene.images[0], vit)",
+        "from attnbootreg import Attention, Null, NullScores, bootstrap_images, load_image, significance\n"
+        + SCENE
+        + "\nx = load_image(scene.images[0], vit)",
         {
             "Null": 'null = Null("pixel", n=8, groups=16)\nregularize(scene.images[0], vit, null=null, seed=0)',
             "NullScores": "a0 = Null(n=4, groups=16).scores(x, vit, Attention(), seed=0)\na0.values.shape  # (4, 16, 16)\na0 = NullScores(a0.values, joint=False)  # scores of your own",
@@ -106,12 +112,17 @@ PAGES = {
         "Statistics",
         "z-scores, p-values, q-values, local false discovery rates and their errors, from scores of any origin.",
         ("recipes", "statistics", "density", "precision"),
-        SCENE.replace("import load_vit", "import (\n    RECIPES, Recipe, Significance, estimate_pi0, hommel_bound, load_vit, local_fdr").replace("make_scenes, regularize\n", "make_scenes,\n    p_errors, p_intervals, p_values, q_values, regularize, significance, undecided, z_scores,\n)\n")
+        SCENE.replace(
+            "import load_vit", "import (\n    RECIPES, Recipe, Significance, estimate_pi0, hommel_bound, load_vit, local_fdr"
+        ).replace(
+            "make_scenes, regularize\n",
+            "make_scenes,\n    p_errors, p_intervals, p_values, q_values, regularize, significance, undecided, z_scores,\n)\n",
+        )
         + "\na, a0 = res.scores, res.null.values       # (16, 16), and (4, 16, 16) null scores",
         {
-            "significance": "sig = significance(a, res.null, recipe=\"conditional\")\nsig.p, sig.q, sig.lfdr, sig.pi0",
+            "significance": 'sig = significance(a, res.null, recipe="conditional")\nsig.p, sig.q, sig.lfdr, sig.pi0',
             "Significance": "sig.p <= 0.05                 # (16, 16), bool",
-            "Recipe": "sig = significance(a, res.null, recipe=Recipe(q_method=\"storey\"))",
+            "Recipe": 'sig = significance(a, res.null, recipe=Recipe(q_method="storey"))',
             "RECIPES": 'sorted(RECIPES)               # "calibrated", "conditional", "paper", "released"',
             "z_scores": 'z, z0 = z_scores(a, a0, scale="log", standardize="pooled")',
             "p_values": "p = p_values(z, z0)",
@@ -128,7 +139,8 @@ PAGES = {
         "Regions",
         "How sure is a whole region, and a whole image?",
         ("regions",),
-        "from attnbootreg import Null, Regions, familywise_p, familywise_threshold, find_regions, true_finds\n" + SCENE.replace("vit, seed=0)", "vit, null=Null(n=60, groups=1), recipe=\"calibrated\", seed=0)"),
+        "from attnbootreg import Null, Regions, familywise_p, familywise_threshold, find_regions, true_finds\n"
+        + SCENE.replace("vit, seed=0)", 'vit, null=Null(n=60, groups=1), recipe="calibrated", seed=0)'),
         {
             "find_regions": "regions = find_regions(res.sig)",
             "Regions": "regions.table  # a row for each region: patches, p, how many of them are real at least",
@@ -152,8 +164,18 @@ PAGES = {
         "Simulation and metrics",
         "Put noise at a known place, and measure what becomes of it.",
         ("simulation", "scenes", "metrics"),
-        SCENE.replace("import load_vit", "import (\n    Noise, Scenes, Tradeoff, attention_share, auroc, average_precision, coverage,\n    diffuse_mask, inject_noise, load_vit").replace("make_scenes, regularize\n", "make_scenes, regularize,\n    roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity,\n    square_mask, srmsd, suppression_factor, tradeoff,\n)\n")
-        .replace("res = regularize(scene.images[0], vit, seed=0)", "noise = square_mask(vit.img_size, seed=0, avoid=scene.masks[0])\nnoisy = inject_noise(scene.images[0], noise, seed=0).clamp(0, 1)\nres = regularize(noisy, vit, seed=0)\ninside = coverage(noise, vit.grid)        # the share of each patch that is noise"),
+        SCENE.replace(
+            "import load_vit",
+            "import (\n    Noise, Scenes, Tradeoff, attention_share, auroc, average_precision, coverage,\n    diffuse_mask, inject_noise, load_vit",
+        )
+        .replace(
+            "make_scenes, regularize\n",
+            "make_scenes, regularize,\n    roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity,\n    square_mask, srmsd, suppression_factor, tradeoff,\n)\n",
+        )
+        .replace(
+            "res = regularize(scene.images[0], vit, seed=0)",
+            "noise = square_mask(vit.img_size, seed=0, avoid=scene.masks[0])\nnoisy = inject_noise(scene.images[0], noise, seed=0).clamp(0, 1)\nres = regularize(noisy, vit, seed=0)\ninside = coverage(noise, vit.grid)        # the share of each patch that is noise",
+        ),
         {
             "Noise": 'Noise("diffuse", side=32).mask(vit.img_size, seed=0)  # (128, 128), a cloud',
             "square_mask": "square_mask(vit.img_size, side=32, seed=0)",
@@ -181,12 +203,17 @@ PAGES = {
         "Faithfulness and sanity",
         "Does the model use what the map shows? And does the map depend on the model?",
         ("sanity", "perturbation", "faithful", "parts"),
-        SCENE.replace("import load_vit", "import (\n    Attention, FaithfulViT, Faithfulness, Perturbation, TwoStage, faithfulness,\n    load_faithful, load_image, load_vit").replace("make_scenes, regularize\n", "make_scenes,\n    masked_logits, perturb, regularize, sanity_check, two_stage,\n)\n")
-        .replace('"scenes-plain"', '"scenes"').replace("            # a small", "                  # a small")
+        SCENE.replace(
+            "import load_vit",
+            "import (\n    Attention, FaithfulViT, Faithfulness, Perturbation, TwoStage, faithfulness,\n    load_faithful, load_image, load_vit",
+        )
+        .replace("make_scenes, regularize\n", "make_scenes,\n    masked_logits, perturb, regularize, sanity_check, two_stage,\n)\n")
+        .replace('"scenes-plain"', '"scenes"')
+        .replace("            # a small", "                  # a small")
         + '\nx = load_image(scene.images[0], vit)\nkeep = res.maps["q"] > 0',
         {
             "sanity_check": "sanity_check(scene.images, vit, [Attention()], null=2, progress=False)",
-            "faithfulness": 'found = faithfulness(x, keep, vit)',
+            "faithfulness": "found = faithfulness(x, keep, vit)",
             "Faithfulness": "found.whole, found.alone, found.missing",
             "perturb": "curves = perturb(x, res.scores, vit)",
             "Perturbation": "curves.deletion_area, curves.insertion_area",
@@ -194,21 +221,21 @@ PAGES = {
             "two_stage": 'answer = two_stage(scene.images[0], vit, rule="q", seed=0)',
             "TwoStage": "answer.whole.argmax(), answer.masked.argmax()",
             "load_faithful": 'model = load_faithful("trap")',
-            "FaithfulViT": "stages = model(load_image(scene.images[0], load_vit(\"trap\"))[None])\nstages._fields",
+            "FaithfulViT": 'stages = model(load_image(scene.images[0], load_vit("trap"))[None])\nstages._fields',
         },
     ),
     "studies": Page(
         "Studies",
         "The same for thousands of images: start, stop, resume, summarize, compare.",
         ("study", "compare", "datasets"),
-        "from tempfile import TemporaryDirectory\n\nfrom attnbootreg import (\n    Comparison, Engine, Noise, Null, Study, active_heads, compare_studies, group_map,\n    load_study, load_vit, run_study, summarize,\n)\n\nfolder = TemporaryDirectory()\nout = folder.name + \"/study\"",
+        'from tempfile import TemporaryDirectory\n\nfrom attnbootreg import (\n    Comparison, Engine, Noise, Null, Study, active_heads, compare_studies, group_map,\n    load_study, load_vit, run_study, summarize,\n)\n\nfolder = TemporaryDirectory()\nout = folder.name + "/study"',
         {
             "Study": "study = Study(noise=Noise(), null=Null(n=2, groups=16))",
             "run_study": 'run_study("scenes", load_vit("scenes-plain"), out, study, limit=4, progress=False)',
             "load_study": 'table = load_study(out, ["image", "percentile_p"])',
             "summarize": "summarize(out)",
             "Engine": 'Engine("local", workers=2)  # or Engine("ray"), on a cluster',
-            "compare_studies": "one = run_study(\n    \"scenes\", load_vit(\"scenes\"), folder.name + \"/other\", study, limit=4, progress=False\n)\ncompared = compare_studies(out, folder.name + \"/other\", resamples=99)",
+            "compare_studies": 'one = run_study(\n    "scenes", load_vit("scenes"), folder.name + "/other", study, limit=4, progress=False\n)\ncompared = compare_studies(out, folder.name + "/other", resamples=99)',
             "Comparison": "compared.table",
             "group_map": "import numpy as np\n\nz = np.random.default_rng(0).normal(size=(8, 4, 4))  # of 8 aligned pictures\ngroup_map(z, resamples=99)",
             "active_heads": "found = np.random.default_rng(0).random((8, 6)) < 0.1  # pictures x heads\nactive_heads(found, noise=found)",
@@ -218,10 +245,14 @@ PAGES = {
         "Plots",
         "Figures from arrays. Each returns a figure and shows nothing by itself.",
         ("plots",),
-        SCENE.replace("regularize\n", "regularize\nfrom attnbootreg.plots import (\n    Picture, map_titles, plot_bars, plot_curves, plot_histogram, plot_images, plot_map,\n    plot_maps, plot_predictions, plot_regions, plot_regularized, plot_scatter, plot_several,\n)\n", 1),
+        SCENE.replace(
+            "regularize\n",
+            "regularize\nfrom attnbootreg.plots import (\n    Picture, map_titles, plot_bars, plot_curves, plot_histogram, plot_images, plot_map,\n    plot_maps, plot_predictions, plot_regions, plot_regularized, plot_scatter, plot_several,\n)\n",
+            1,
+        ),
         {
             "plots.plot_regularized": 'plot_regularized(res.image, res.scores, res.maps, res.sig, res.cuts, "A scene")',
-            "plots.plot_maps": "plot_maps({\"attention\": res.scores, \"q ≤ 0.1\": res.maps[\"q\"]})",
+            "plots.plot_maps": 'plot_maps({"attention": res.scores, "q ≤ 0.1": res.maps["q"]})',
             "plots.plot_map": 'figure = Picture(figsize=(3, 3))\nplot_map(figure.subplots(), res.maps["q"], (0, res.scores.max()))',
             "plots.plot_images": 'plot_images([res.image, res.image], ["one", "two"])',
             "plots.plot_several": "",
@@ -247,7 +278,9 @@ PAGES = {
 
 def placed() -> dict[str, list[str]]:
     "Names on each page, as module.name: those that it lists, then other public names of its modules."
-    listed = {slug: [name if "." in name else f"{attnbootreg._MODULE_OF[name]}.{name}" for name in page.names] for slug, page in PAGES.items()}
+    listed = {
+        slug: [name if "." in name else f"{attnbootreg._MODULE_OF[name]}.{name}" for name in page.names] for slug, page in PAGES.items()
+    }
     there = {name for names in listed.values() for name in names}
     for name, module in attnbootreg._MODULE_OF.items():
         if f"{module}.{name}" not in there:
@@ -265,6 +298,21 @@ def example(slug: str, name: str) -> str:
 def notebook(module: str) -> str:
     "The page that explains a module and proves it."
     return next((ROOT / "nbs").glob(f"[0-9][0-9]_{module}.ipynb")).name
+
+
+def linked(text: str, here: str) -> str:
+    "Names in backticks lead to where the reference describes them."
+    pages = {name.partition(".")[2]: slug for slug, names in placed().items() for name in names}
+
+    def link(found: re.Match) -> str:
+        name = found[1].partition("(")[0].removesuffix("()")
+        if name not in pages:
+            return found[0]
+        page = "" if pages[name] == here else f"{pages[name]}.qmd"
+        return f"[{found[0]}]({page}#{name.lower()})"
+
+    fences = re.split(r"(^```.*?^```$)", text, flags=re.S | re.M)
+    return "".join(part if part.startswith("```") else re.sub(r"(?<!\[)`([A-Za-z_]\w*(?:\([^`]*\))?)`", link, part) for part in fences)
 
 
 def write(slug: str, names: list[str]) -> str:
@@ -290,7 +338,8 @@ def write(slug: str, names: list[str]) -> str:
             parts.append("The named recipes, a dictionary: `" + "`, `".join(sorted(item)) + "`.")
         else:
             head = short if name.removeprefix(f"{module}.") in attnbootreg._MODULE_OF else f"from attnbootreg.{module} import {short}"
-            parts.append(markdown(item, short) if head == short else f"`{head}`\n\n{markdown(item, short)}")
+            shown = linked(markdown(item, short), slug)
+            parts.append(shown if head == short else f"`{head}`\n\n{shown}")
         if example(slug, name):
             parts.append(f"**Example**\n\n```python\n{example(slug, name)}\n```")
     return "\n\n".join(parts) + "\n"
@@ -311,9 +360,13 @@ def commands() -> dict[str, str]:
 
 def write_commands() -> str:
     "The page of the command line."
-    parts = ['---\ntitle: "Commands"\ndescription: "Every command with its whole help: the method on files, without a line of Python."\ntoc-depth: 2\n---']
+    parts = [
+        '---\ntitle: "Commands"\ndescription: "Every command with its whole help: the method on files, without a line of Python."\ntoc-depth: 2\n---'
+    ]
     parts.append("<!-- written by tools/reference.py -->")
-    parts.append("[Command line](../39_cli.ipynb) shows the commands in use. `attnbootreg --install-completion` lets your shell complete them.")
+    parts.append(
+        "[Command line](../39_cli.ipynb) shows the commands in use. `attnbootreg --install-completion` lets your shell complete them."
+    )
     for name, text in commands().items():
         lines = [line.rstrip() for line in text.splitlines()]
         parts.append(f"## attnbootreg {name}".rstrip() + f" {{#{name or 'attnbootreg'}-command}}")

@@ -384,3 +384,22 @@ def test_checks_can_pass(site):
     site_and_page = Site.__new__(Site)
     site_and_page.folder, site_and_page.pages = site.folder, [*site.pages, page]
     assert not [complaint for check in CHECKS for complaint in check(page, site_and_page)]
+
+
+def test_links_of_a_rendered_site(tmp_path):
+    "tools/links.py, which checks what Quarto has made, finds what is broken and nothing else."
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
+    links = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(links)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(f'<h1 id="a">A</h1><a href="sub/b.html#c">b</a><a href="{HOST}sub/b.html">b</a><a href="#a">a</a>')
+    (tmp_path / "sub" / "b.html").write_text(
+        '<p id="c"><a href="../index.html#a">a</a><a href="../">a</a><a href="https://x.org/n">x</a><a href="#top">t</a>'
+    )
+    assert links.broken(tmp_path) == []
+    (tmp_path / "sub" / "b.html").write_text(
+        f'<a href="../no.html">a</a><a href="#c">c</a><a href="{HOST}index.html#no">i</a><img src="no.png">'
+    )
+    assert [found.split()[1] for found in links.broken(tmp_path)] == ["sub/b.html#c", "../no.html", "#c", f"{HOST}index.html#no", "no.png"]

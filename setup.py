@@ -29,7 +29,16 @@ setup(
         *(f"Programming Language :: Python :: 3.{minor}" for minor in minor_versions),
     ],
     packages=find_packages(include=["attnbootreg*"]),
-    package_data={"attnbootreg": ["weights/*.safetensors", "weights/parts/*.safetensors", "models.json", "explorer.js", "explorer.css"]},
+    package_data={
+        "attnbootreg": [
+            "weights/*.safetensors",
+            "weights/parts/*.safetensors",
+            "weights/banks/*.npz",
+            "models.json",
+            "explorer.js",
+            "explorer.css",
+        ]
+    },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("study", "explore", "hf", "medical", "ray", "dev")},

@@ -750,7 +750,7 @@ class NullBank:
         ----------
         bank : str | os.PathLike | ViT
             A file that `save` wrote, or a model: "scenes" and "scenes-plain" bring a bank of
-            their attention along.
+            their attention along ("scenes.npz", where no file of yours is called so).
 
         Returns
         -------
@@ -882,7 +882,8 @@ BANK_ARRAYS = ("moments", "unit", "stored", "Y", "level", "theta", "shape", "pat
 
 
 def _read(path: Path) -> Fitted:
-    "A bank's file. Raises `FileNotFoundError`, and `ValueError` for one that is damaged or of another format."
+    "A bank's file, or that of an embedded model. Raises `FileNotFoundError`, and `ValueError` for one that is damaged or of another format."
+    path = path if path.is_file() or not (BANKS / path.name).is_file() else BANKS / path.name
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no bank {str(path)!r}; fit one: NullBank.fit(images, vit).save(path)")
     try:

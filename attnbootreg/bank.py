@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from scipy.linalg import cho_solve, cholesky
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 from scipy.stats import norm, qmc
 from torch import Tensor, nn
@@ -275,16 +275,27 @@ class _Told(NamedTuple):
         return self.mean[0] + np.exp(self.mean[1]) * out
 
 # %% ../nbs/40_bank.ipynb #ed91c447
+def _inverse(K: np.ndarray) -> np.ndarray:
+    "Of a positive definite matrix."
+    lower = np.tril(dpotri(dpotrf(K, lower=1)[0], lower=1)[0])
+    return lower + np.tril(lower, -1).T
+
+
+def _near(point: np.ndarray, X: np.ndarray, theta: np.ndarray, n: int) -> np.ndarray:
+    "Numbers of the n nearest of some points, in length scales of the first process."
+    return np.argsort((((X - point) * np.exp(-theta[0, :6])) ** 2).sum(1), kind="stable")[:n]
+
+
 class _Map:
     "What is known of one map, ready to predict: points (M, 6) and the arrays of `_summarized`."
 
-    def __init__(self, X: np.ndarray, stored: np.ndarray, arrays: dict[str, np.ndarray]):
-        self.X, self.stored = X, stored
+    def __init__(self, X: np.ndarray, arrays: dict[str, np.ndarray]):
+        self.X = X
         self.arrays = {name: array if name == "codes" else array.astype(np.float64) for name, array in arrays.items()}
         theta = self.arrays["theta"]
         self.signal = np.exp(theta[:, 6])
         K = self.signal[:, None, None] * _kernel(X, X, theta[:, :6]) + (np.exp(theta[:, 7]) + 1e-6)[:, None, None] * np.eye(len(X))
-        self.inverse = np.stack([cho_solve((cholesky(one, lower=True), True), np.eye(len(X))) for one in K])
+        self.inverse = np.stack([_inverse(one) for one in K])
         self.weights = np.einsum("tmn,nt->tm", self.inverse, self.arrays["Y"])
         own = np.diagonal(self.inverse, axis1=1, axis2=2)  # errors of points left out have the variances 1 / own, if all is as assumed
         self.surprise = (self.weights**2 / own).T
@@ -295,23 +306,15 @@ class _Map:
         k = self.signal[:, None] * _kernel(point[None], self.X, self.arrays["theta"][:, :6])[:, 0]
         left = self.signal - (k[:, None] @ self.inverse @ k[..., None])[:, 0, 0]
         mean = level + spread * (self.weights * k).sum(1)
-        honest = self.surprise[self._near(point, self.X, AROUND)].mean(0).clip(HONEST)
+        honest = self.surprise[_near(point, self.X, self.arrays["theta"], AROUND)].mean(0).clip(HONEST)
         return _Told(mean, spread**2 * honest * left.clip(1e-9), spread**2 * noise, self.arrays["shape"])
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
         "Errors at each point, predicted from all others, and the standard deviations that they should have, (M, T), in units of the targets."
         spread = self.arrays["level"][1]
         own = np.diagonal(self.inverse, axis1=1, axis2=2).T
-        honest = np.stack([self.surprise[self._near(point, self.X, AROUND)].mean(0).clip(HONEST) for point in self.X])
+        honest = np.stack([self.surprise[_near(point, self.X, self.arrays["theta"], AROUND)].mean(0).clip(HONEST) for point in self.X])
         return spread * self.weights.T / own, spread * np.sqrt(honest / own)
-
-    def nearest(self, point: np.ndarray, n: int) -> np.ndarray:
-        "Numbers of the stored maps whose points are nearest, as far as the null mean can tell."
-        return self._near(point, self.X[self.stored], n)
-
-    def _near(self, point: np.ndarray, X: np.ndarray, n: int) -> np.ndarray:
-        "Numbers of the n nearest of some points."
-        return np.argsort((((X - point) * np.exp(-self.arrays["theta"][0, :6])) ** 2).sum(1), kind="stable")[:n]
 
     def draws(self, told: _Told, point: np.ndarray, which: np.ndarray) -> np.ndarray:
         "Null maps of some points, carried over to another, (n, h, w): places as they are there, and exactly the quantiles that are told."
@@ -409,8 +412,12 @@ class Fitted:
         "The j-th map, ready to predict."
         if j not in self._ready:
             arrays = {name: self.arrays[name][j] for name in ("Y", "level", "theta", "shape", "patches", "codes")}
-            self._ready[j] = _Map(self.X, self.arrays["stored"], arrays)
+            self._ready[j] = _Map(self.X, arrays)
         return self._ready[j]
+
+    def nearest(self, point: np.ndarray, n: int) -> np.ndarray:
+        "Numbers of the stored null maps whose points are nearest, as far as the null mean of the first map can tell."
+        return _near(point, self.X[self.arrays["stored"]], self.arrays["theta"][0], n)
 
     def is_outside(self, point: np.ndarray) -> bool:
         "Whether a point (6,) lies beyond all that was seen, in any of the six features."
@@ -567,7 +574,7 @@ class NullBank:
 
     def _places(self, vit: ViT, score: ScoreMap | None) -> tuple[list[int], bool]:
         "The numbers of the maps that a score asks for, and whether it is a single one."
-        there, here = self.fitted.card, _card(vit, score, self.width)
+        there, here = self.fitted.card, _card(vit, score if score is None else as_score(score, vit), self.width)
         said = dict(weights="model", img_size="img_size", patch_size="patch_size", mean="normalization", std="normalization")
         for name, what in said.items():
             if here[name] != there[name]:
@@ -687,7 +694,7 @@ class NullBank:
         if why:
             self.fitted.missed.append(moments_of(x))
             return None, f"drawn: {why}"
-        which = self.fitted.map(places[0]).nearest(point, self.n or self.drawn._most())
+        which = self.fitted.nearest(point, self.n or self.drawn._most())
         values = np.stack([self.fitted.map(j).draws(one, point, which) for j, one in zip(places, told)])
         values = np.exp(values) if score.scale == "log" else values if score.signed else values.clip(0)
         error = max(one.error for one in told)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLAT', 'COLORS', 'WIDER', 'GRID', 'SHAPES', 'STEP', 'AROUND', 'HONEST', 'FORMAT', 'AT_LEAST', 'STORED', 'BANKS',
-           'BANK_ARRAYS', 'moments_of', 'design_moments', 'weights_hash', 'Fitted', 'NullBank', 'left_out', 'held_out']
+           'BANK_ARRAYS', 'LEVELS', 'moments_of', 'design_moments', 'weights_hash', 'Fitted', 'NullBank', 'left_out',
+           'held_out']
 
 # %% ../nbs/40_bank.ipynb #632e84bf
 import hashlib
@@ -14,12 +15,14 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from scipy.linalg.blas import dsymv
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 from scipy.stats import norm, qmc
@@ -300,11 +303,13 @@ class _Map:
         own = np.diagonal(self.inverse, axis1=1, axis2=2)  # errors of points left out have the variances 1 / own, if all is as assumed
         self.surprise = (self.weights**2 / own).T
 
-    def told(self, point: np.ndarray) -> _Told:
-        "At a point (6,)."
+    def told(self, point: np.ndarray, varying: int = 2) -> _Told:
+        "At a point (6,). Variances of the first so many targets; those of the shape matter only where null images correct it."
         level, spread, noise = self.arrays["level"]
         k = self.signal[:, None] * _kernel(point[None], self.X, self.arrays["theta"][:, :6])[:, 0]
-        left = self.signal - (k[:, None] @ self.inverse @ k[..., None])[:, 0, 0]
+        left = self.signal.copy()
+        for t in range(varying):
+            left[t] -= k[t] @ dsymv(1.0, self.inverse[t].T, k[t])  # reads half of a symmetric matrix
         mean = level + spread * (self.weights * k).sum(1)
         honest = self.surprise[_near(point, self.X, self.arrays["theta"], AROUND)].mean(0).clip(HONEST)
         return _Told(mean, spread**2 * honest * left.clip(1e-9), spread**2 * noise, self.arrays["shape"])
@@ -325,12 +330,18 @@ class _Map:
         return out.reshape(scores.shape)
 
 
+@cache
 def _expected(N: int) -> np.ndarray:
     "Normal scores of N values in order."
     return norm.ppf((np.arange(N) + 0.5) / N)
 
 # %% ../nbs/40_bank.ipynb #6bcfbe9b
-_HASHES: weakref.WeakKeyDictionary[nn.Module, tuple[int, str]] = weakref.WeakKeyDictionary()
+_HASHES: weakref.WeakKeyDictionary[nn.Module, tuple[list[Tensor], int, str]] = weakref.WeakKeyDictionary()
+
+
+def _changes(parameters: list[Tensor]) -> int:
+    "How often parameters were written to."
+    return sum(0 if one.is_inference() else one._version for one in parameters)
 
 
 def weights_hash(
@@ -348,15 +359,15 @@ def weights_hash(
     str
         16 hexadecimal digits.
     """
-    state = sum(0 if one.is_inference() else one._version for one in vit.model.parameters())
     known = _HASHES.get(vit.model)
-    if known is None or known[0] != state:
+    if known is None or known[1] != _changes(known[0]):
         digest = hashlib.sha256()
         for name, tensor in sorted(vit.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        known = _HASHES[vit.model] = (state, digest.hexdigest()[:16])
-    return known[1]
+        parameters = list(vit.model.parameters())
+        known = _HASHES[vit.model] = (parameters, _changes(parameters), digest.hexdigest()[:16])
+    return known[2]
 
 
 def _card(vit: ViT, score: ScoreMap | None, width: float) -> dict[str, Any]:
@@ -628,7 +639,7 @@ class NullBank:
         point = self.fitted.point(moments_of(x)[None])[0]
         if self.fitted.is_outside(point):
             return point, [], "the picture's moments lie outside those that the bank has seen"
-        told = [self.fitted.map(j).told(point) for j in places]
+        told = [self.fitted.map(j).told(point, 2 + SHAPES if self.real else 2) for j in places]
         if self.real:
             seen = Null("normal", self.real, self.width, groups=1).scores(x, vit, score, seed=seed, batch_size=batch_size).values
             seen = np.log(seen) if score.scale == "log" else seen
@@ -942,6 +953,9 @@ def _added(known: dict[str, np.ndarray], X: np.ndarray, values: np.ndarray) -> d
     return dict(Y=Y.astype(np.float32), codes=_codes(first, X, known["patches"].reshape(-1, h * w)).reshape(m, h, w))
 
 # %% ../nbs/40_bank.ipynb #908f6ef6
+LEVELS = 0.01, 0.05, 0.1, 0.3  # of p, at which rates are counted
+
+
 def left_out(
     bank: NullBank,
 ) -> dict[str, np.ndarray]:
@@ -976,7 +990,7 @@ def held_out(
     vit: ViT,
     score: ScoreMap = Attention(),
     n: int = 40,
-    levels: tuple[float, ...] = (0.01, 0.05, 0.1, 0.3),
+    levels: tuple[float, ...] = LEVELS,
     seed: int = 0,
 ) -> list[dict]:
     """What p is worth: how many scores of null images of a picture have p of at most alpha, by the bank.
@@ -993,7 +1007,7 @@ def held_out(
         What is judged; of several maps the first counts.
     n : int, default 40
         Null images of each picture.
-    levels : tuple[float, ...], default (0.01, 0.05, 0.1, 0.3)
+    levels : tuple[float, ...], default LEVELS
         The alphas.
     seed : int, default 0
         Of the null images.

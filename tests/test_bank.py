@@ -65,7 +65,7 @@ def test_embedded_models_bring_a_bank(name, root):
     for row in held_out(bank, unseen, vit, n=10):
         assert not row["drawn"] and abs(row["0.05"] - 0.05) < 0.04 and abs(row["0.3"] - 0.3) < 0.1
     errors = left_out(bank)
-    assert (errors["error"] < 0.15).all() and (errors["claimed"] > errors["error"] / 2).all()
+    assert (errors["error"] < 0.4).all() and (errors["claimed"] > errors["error"] / 2).all()
 
 
 def test_other_models_bring_none(tiny):

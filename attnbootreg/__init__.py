@@ -3,6 +3,7 @@
 __version__ = "0.2.0"
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 # for editors; at run time a module is imported when the first of its names is used, so that the command line starts at once
@@ -64,7 +65,11 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = sorted(_MODULE_OF)
+# modules that need a package of an extra; without it, help(attnbootreg), completion and import * leave their names out
+_NEEDS = {"compare": ["pyarrow"], "study": ["pyarrow"], "widget": ["ipywidgets", "anywidget"]}
+_WITHOUT = {module for module, packages in _NEEDS.items() if not all(map(find_spec, packages))}
+
+__all__ = sorted(name for name, module in _MODULE_OF.items() if module not in _WITHOUT)
 
 
 def __getattr__(name: str) -> object:

@@ -146,6 +146,8 @@ def check_pictures(page: Page, site: "Site") -> list[str]:
             given = re.search(r"^#\|\s*fig-alt:(.+)$", source, re.M)
             alts = yaml.safe_load(given[1]) if given else []
             alts = [alts] if isinstance(alts, str) else alts
+            if "%" in given[1] if given else False:
+                complaints.append(f"Quarto stumbles over a % in an alt text: {given[1][:80]!r}")
             if len(alts) != len(pictures) or not all(isinstance(alt, str) and len(alt) > 20 for alt in alts):
                 complaints.append(f"{len(pictures)} pictures, {len(alts)} alt texts: {source[:80]!r}")
     return complaints
@@ -207,8 +209,9 @@ def site(tmp_path_factory):
     for name in ("settings.ini", "_quarto.yml"):
         shutil.copy(ROOT / name, root)
     code = "import os; from nbdev.serve import proc_nbs; proc_nbs(n_workers=0); os._exit(0)"  # its shells take ten seconds to say goodbye
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore::SyntaxWarning", "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, f"nbdev cannot make the pages:\n{done.stderr[-2000:]}"
+    assert "imports and other code" not in done.stderr, f"nbdev runs cells that hold imports: give these a cell of their own\n{done.stderr}"
     return Site(root / "_proc")
 
 
@@ -237,7 +240,7 @@ def test_no_text_is_lost(path):
 
 def test_sidebar_lists_each_page_once(site):
     entries = list(listed(SITE["website"]["sidebar"]["contents"]))
-    assert sorted(entries) == sorted(page.name for page in site.pages)
+    assert sorted(entries) == sorted(page.name for page in site.pages if page.name != "404.qmd")
     assert len({page.html for page in site.pages}) == len(site.pages), "two pages would be written to one file"
 
 
@@ -245,7 +248,11 @@ def test_menu_leads_to_pages(site):
     navbar = SITE["website"]["navbar"]
     menu = Page("menu.qmd", {}, "\n".join(f"[x]({href})" for href in listed([*navbar["left"], *navbar["right"]])))
     assert not check_links(menu, site)
-    assert (site.folder / SITE["website"]["image"]).exists()
+    website = SITE["website"]
+    assert (site.folder / website["image"]).exists() and (site.folder / website["favicon"]).exists()
+    assert website["open-graph"]["image"] == website["twitter-card"]["image"] == HOST + website["image"]
+    assert {website["image"], website["favicon"]} <= set(SITE["project"]["resources"])
+    assert (site.folder / SITE["format"]["html"]["include-after-body"]).exists()
 
 
 def test_names_become_links(site):
@@ -270,7 +277,9 @@ DOCUMENTED = {
     "format": {"html", "commonmark"},
     "format.html": {
         "theme", "respect-user-color-scheme", "css", "toc", "toc-depth", "code-copy", "code-overflow", "link-external-newwindow",
+        "include-after-body",
     },
+    "format.commonmark": {"variant"},
     "format.html.theme": {"light", "dark"},
     "website": {
         "title", "description", "site-url", "repo-url", "repo-branch", "repo-actions", "image", "image-alt", "favicon", "open-graph",
@@ -285,6 +294,7 @@ DOCUMENTED = {
     "website.navbar.right": ITEM,
     "website.sidebar": {"id", "title", "style", "background", "contents", "collapse-level", "search", "border", "alignment"},
     "website.sidebar.contents": {"section", "contents", "text", "href"},
+    "website.sidebar.contents.contents": {"section", "contents", "text", "href"},
     "website.page-footer": {"left", "center", "right", "border", "background", "foreground"},
     "website.page-footer.right": ITEM,
 }  # fmt: skip
@@ -292,6 +302,7 @@ DOCUMENTED = {
 
 def unknown_keys(value, where=""):
     "Keys of a configuration that are not in `DOCUMENTED`."
+    where = re.sub(r"(contents\.contents)(\.contents)+$", r"\1", where)  # sections in sections
     if isinstance(value, list):
         return [found for item in value for found in unknown_keys(item, where)]
     if not isinstance(value, dict):
@@ -300,6 +311,28 @@ def unknown_keys(value, where=""):
     return [inside(key) for key in value if key not in DOCUMENTED.get(where, set())] + [
         found for key, item in value.items() for found in unknown_keys(item, inside(key))
     ]
+
+
+def test_reading_order():
+    "Next at the foot of a page: first page, tutorials, then the reference, then how it is made, in the order of the modules."
+    entries = list(listed(SITE["website"]["sidebar"]["contents"]))
+    modules = [name for name in entries if name[:2].isdigit()]
+    assert entries[:3] == ["index.ipynb", "guide.qmd", "tutorials/quickstart.ipynb"] and modules == sorted(modules)
+    assert entries.index("tutorials/speed.ipynb") < entries.index("reference/regularize.qmd") < entries.index(modules[0])
+
+
+def test_nbdev_leaves_the_readme_alone():
+    "nbdev_docs would write it from this notebook, if there were one."
+    settings = (ROOT / "settings.ini").read_text()
+    assert not (ROOT / "nbs" / re.search(r"^readme_nb = (.+)$", settings, re.M)[1]).exists()
+    assert "renderer = attnbootreg._docs.Renderer" in settings
+
+
+def test_reference_pages_have_tables(site):
+    "Below each exported function stands a table of its parameters, not a signature with comments."
+    text = site.find("23_method.ipynb").text
+    assert "| `image` |" in text or "| `image`" in text
+    assert not re.search(r"^def regularize\(", text, re.M)
 
 
 def test_configuration_has_documented_keys(site):
@@ -329,6 +362,7 @@ BROKEN = [
     (check_pictures, "x.qmd", "![a](images/nothing.png)", "no such picture"),
     (check_pictures, "x.ipynb", notebook("plot()", data={"image/png": ""}), "1 pictures, 0 alt texts"),
     (check_pictures, "x.ipynb", notebook("f()", data={"text/html": "<img src='a.png'>"}), "no alt"),
+    (check_pictures, "x.ipynb", notebook('#| fig-alt: "A rate of 5 % and more."', data={"image/png": ""}), "stumbles"),
     (check_math, "x.qmd", "It is $x_i and so on.", "lone"),
     (check_math, "x.qmd", "$$ x = 1\n\nand so on", "lone"),
     (check_math, "x.qmd", "$x_{i$", "unbalanced"),
@@ -350,3 +384,22 @@ def test_checks_can_pass(site):
     site_and_page = Site.__new__(Site)
     site_and_page.folder, site_and_page.pages = site.folder, [*site.pages, page]
     assert not [complaint for check in CHECKS for complaint in check(page, site_and_page)]
+
+
+def test_links_of_a_rendered_site(tmp_path):
+    "tools/links.py, which checks what Quarto has made, finds what is broken and nothing else."
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
+    links = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(links)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(f'<h1 id="a">A</h1><a href="sub/b.html#c">b</a><a href="{HOST}sub/b.html">b</a><a href="#a">a</a>')
+    (tmp_path / "sub" / "b.html").write_text(
+        '<p id="c"><a href="../index.html#a">a</a><a href="../">a</a><a href="https://x.org/n">x</a><a href="#top">t</a>'
+    )
+    assert links.broken(tmp_path) == []
+    (tmp_path / "sub" / "b.html").write_text(
+        f'<a href="../no.html">a</a><a href="#c">c</a><a href="{HOST}index.html#no">i</a><img src="no.png">'
+    )
+    assert [found.split()[1] for found in links.broken(tmp_path)] == ["sub/b.html#c", "../no.html", "#c", f"{HOST}index.html#no", "no.png"]

@@ -360,7 +360,7 @@ def test_reading_order():
     "Next at the foot of a page: first page, tutorials, then the reference, then how it is made, in the order of the modules."
     entries = list(listed(SITE["website"]["sidebar"]["contents"]))
     modules = [name for name in entries if name[:2].isdigit()]
-    assert entries[:3] == ["index.ipynb", "guide.qmd", "tutorials/quickstart.ipynb"] and modules == sorted(modules)
+    assert entries[:4] == ["index.ipynb", "guide.qmd", "gallery.qmd", "tutorials/quickstart.ipynb"] and modules == sorted(modules)
     assert entries.index("tutorials/speed.ipynb") < entries.index("reference/regularize.qmd") < entries.index(modules[0])
 
 

@@ -274,7 +274,7 @@ PAGES = {
         "A widget to try thresholds, null images and noise in a notebook.",
         ("widget",),
         "from attnbootreg import Explorer, load_vit, make_scenes",
-        {"Explorer": 'Explorer(load_vit("scenes-plain"), list(make_scenes(2, seed=0).images))'},
+        {"Explorer": 'images = list(make_scenes(2, seed=0).images)\nexplorer = Explorer(load_vit("scenes-plain"), images)\nexplorer'},
     ),
 }
 

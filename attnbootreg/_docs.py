@@ -67,7 +67,7 @@ def _table(first: str, entries: list[Entry]) -> str:
 def _annotation(value: object) -> str:
     "A type as it is written, without the names of modules."
     text = value if isinstance(value, str) else inspect.formatannotation(value)
-    return re.sub(r"\b[a-z_]\w*\.(?=[\w.]*[A-Za-z])", "", text.strip("\"'")) if text is not inspect.Parameter.empty else ""
+    return re.sub(r"\b[a-z_]\w*\.(?=[\w.]*[A-Za-z])", "", text.strip("\"'"))
 
 
 def signature(item: object, name: str) -> str:
@@ -86,7 +86,7 @@ def signature(item: object, name: str) -> str:
         if one.kind is one.KEYWORD_ONLY and not starred:
             parts.append("*")
         starred = starred or one.kind in (one.KEYWORD_ONLY, one.VAR_POSITIONAL)
-        stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        stars = "*" if one.kind is one.VAR_POSITIONAL else "**" if one.kind is one.VAR_KEYWORD else ""
         default = "" if one.default is one.empty else f"={told_defaults.get(one.name) or _default(one.default)}"
         parts.append(f"{stars}{one.name}{default}")
     whole = f"{name}({', '.join(parts)})"
@@ -162,8 +162,8 @@ def markdown(item: object, name: str) -> str:
         others = [(one, function) for one, function, is_property in found if not is_property]
         short = [(one, function) for one, function in others if "Parameters" not in parse(inspect.getdoc(function) or "")[1]]
         if short:
-            rows = [f"| {_code(signature(function, one))} | {_summary(function)} |" for one, function in short]
-            parts.append("\n".join(["| method | meaning |", f"|:{'-' * 32}|:{'-' * 64}|", *rows]))
+            lines = [f"| {_code(signature(function, one))} | {_summary(function)} |" for one, function in short]
+            parts.append("\n".join(["| method | meaning |", f"|:{'-' * 32}|:{'-' * 64}|", *lines]))
         for one, function in others:
             if (one, function) not in short:
                 parts += [f"**Method** `{one}`", f"```python\n{signature(function, '.' + one)}\n```", *_body(function, one)]
@@ -174,10 +174,11 @@ class Renderer:
     "What nbdev's show_doc shows below an exported cell; settings.ini names it."
 
     def __init__(self, sym: object, name: str | None = None, title_level: int = 3):
-        self.sym, self.name, self.level = sym, name or getattr(sym, "__qualname__", str(sym)), title_level
+        self.sym, self.level = sym, title_level
+        self.name = name or str(getattr(sym, "__qualname__", sym))
 
     def _repr_markdown_(self) -> str:
-        from nbdev.doclinks import NbdevLookup
+        from nbdev.doclinks import NbdevLookup  # type: ignore[import-untyped]  # nbdev has no types
 
         source = NbdevLookup().code(f"{getattr(self.sym, '__module__', '')}.{self.name}")
         link = f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}\n\n' if source else ""

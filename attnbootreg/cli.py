@@ -860,7 +860,9 @@ def _compare(
     one: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
     two: Annotated[Path, typer.Argument(help="Folder of a study of the same pictures; differences are two - one.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The table is OUT.csv, the figure OUT.png.")] = Path("comparison"),
-    metric: Annotated[list[str], typer.Option(help="A column of the studies, or ONE:TWO, a column of each; may be repeated.")] = [
+    metric: Annotated[
+        list[str], typer.Option(help="A column of the studies, D_p and the like, or ONE:TWO, one of each; may be repeated.")
+    ] = [
         "percentile_p",
         "percentile_lfdr",
         "area_p",

@@ -56,10 +56,10 @@ def _prose(text: str) -> str:
 def _table(first: str, entries: list[Entry]) -> str:
     "Entries as a table; the dashes set the widths of its columns."
     if all(not entry.default for entry in entries):
-        rows = [f"| {first} | type | meaning |", f"|:{'-' * 18}|:{'-' * 26}|:{'-' * 56}|"]
+        rows = [f"| {first} | type | meaning |", f"|:{'-' * 22}|:{'-' * 26}|:{'-' * 52}|"]
         rows += [f"| {_code(one.name)} | {_code(one.kind)} | {_prose(one.meaning)} |" for one in entries]
     else:
-        rows = [f"| {first} | type | default | meaning |", f"|:{'-' * 16}|:{'-' * 24}|:{'-' * 16}|:{'-' * 44}|"]
+        rows = [f"| {first} | type | default | meaning |", f"|:{'-' * 20}|:{'-' * 24}|:{'-' * 18}|:{'-' * 38}|"]
         rows += [f"| {_code(one.name)} | {_code(one.kind)} | {_code(one.default)} | {_prose(one.meaning)} |" for one in entries]
     return "\n".join(rows)
 

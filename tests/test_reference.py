@@ -50,6 +50,9 @@ def test_examples_run(slug):
         code = reference.example(slug, name)
         assert max(map(len, [*code.splitlines(), ""])) <= 100
         exec(compile(code, name, "exec"), space)
+    if "explorer" in space:
+        space["explorer"].close()
+        space["explorer"].wait(60)  # for its thread
 
 
 def test_tables_say_what_docstrings_say():

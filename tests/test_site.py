@@ -186,7 +186,41 @@ def check_machine(page: Page, site: "Site") -> list[str]:
     return [f"a path of this machine: {found}" for found in re.findall(r"(?<![\w.])/(?:work|tmp|root|home)/\S*", "\n".join(texts))]
 
 
-CHECKS = [check_front_matter, check_links, check_pictures, check_math, check_outputs, check_machine]
+WIDTH = 83  # characters of code that fit the column of a page
+LINES = 50  # of a cell that is not folded, in a tutorial
+
+
+def shown_code(cell) -> list[str]:
+    "Lines of code that a reader sees; none of a cell that is not echoed."
+    lines = "".join(cell["source"]).splitlines()
+    options = [line for line in lines if line.startswith("#|")]
+    hidden = any(re.match(r"#\|\s*(echo:\s*false|include:\s*false|hide\b)", line) for line in options)
+    return [] if hidden else [line for line in lines if not line.startswith("#|")]
+
+
+def check_widths(page: Page, site: "Site") -> list[str]:
+    "Code and printed results fit the column, and no cell of a tutorial is long, unless it is folded."
+    complaints = []
+    for cell in page.cells:
+        lines = shown_code(cell)
+        complaints += [f"code of {len(line)} characters: {line.strip()[:70]}" for line in lines if len(line) > WIDTH]
+        folded = "code-fold: true" in "".join(cell["source"])
+        if page.name.startswith("tutorials/") and len(lines) > LINES and not folded:
+            complaints.append(f"a cell of {len(lines)} lines: {lines[0][:70]}")
+        if "output: false" in "".join(cell["source"]):
+            continue
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            richer = any(kind in data for kind in ("text/html", "text/markdown", "image/png", "image/svg+xml"))
+            text = "".join(output.get("text", "") or ("" if richer else data.get("text/plain", "")))
+            aligned = [line for line in text.splitlines() if re.search(r"\S {2,}\S", line)]  # a table; prose is wrapped by styles.css
+            complaints += [f"output of {len(line)} characters: {line[:70]}" for line in aligned if len(line) > WIDTH]
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", page.text, re.S | re.M):
+        complaints += [f"code of {len(line)} characters: {line.strip()[:70]}" for line in block.splitlines() if len(line) > WIDTH]
+    return complaints
+
+
+CHECKS = [check_front_matter, check_links, check_pictures, check_math, check_outputs, check_machine, check_widths]
 
 # ---- the site
 
@@ -217,8 +251,17 @@ def site(tmp_path_factory):
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_pages(site, check):
-    complaints = [f"{page.name}: {complaint}" for page in site.pages for complaint in check(page, site)]
+    pages = [page for page in site.pages if check is not check_widths or not page.name[:2].isdigit()]
+    complaints = [f"{page.name}: {complaint}" for page in pages for complaint in check(page, site)]
     assert not complaints, "\n".join(complaints)
+
+
+def test_widths_of_module_pages(site):
+    "Strings and tables of cases that nothing can fold: few, and no more than there were."
+    modules = [page for page in site.pages if page.name[:2].isdigit()]
+    complaints = [f"{page.name}: {complaint}" for page in modules for complaint in check_widths(page, site)]
+    narrow = '"nbs/[0-9]*.ipynb"' in (ROOT / "pyproject.toml").read_text()  # tools/format.py lays these pages out
+    assert len(complaints) <= (110 if narrow else 1000), "\n".join(complaints)
 
 
 def listed(contents):
@@ -317,7 +360,7 @@ def test_reading_order():
     "Next at the foot of a page: first page, tutorials, then the reference, then how it is made, in the order of the modules."
     entries = list(listed(SITE["website"]["sidebar"]["contents"]))
     modules = [name for name in entries if name[:2].isdigit()]
-    assert entries[:3] == ["index.ipynb", "guide.qmd", "tutorials/quickstart.ipynb"] and modules == sorted(modules)
+    assert entries[:4] == ["index.ipynb", "guide.qmd", "gallery.qmd", "tutorials/quickstart.ipynb"] and modules == sorted(modules)
     assert entries.index("tutorials/speed.ipynb") < entries.index("reference/regularize.qmd") < entries.index(modules[0])
 
 
@@ -368,6 +411,10 @@ BROKEN = [
     (check_math, "x.qmd", "$x_{i$", "unbalanced"),
     (check_outputs, "x.ipynb", notebook("f()", ename="ValueError").replace("display_data", "error"), "error"),
     (check_outputs, "x.ipynb", notebook("f()", data={"application/vnd.jupyter.widget-view+json": {}}), "widget"),
+    (check_widths, "x.ipynb", notebook("f(" + 90 * "x" + ")"), "code of 93"),
+    (check_widths, "x.ipynb", notebook("f()", text="x  " + 90 * "x"), "output of 93"),
+    (check_widths, "tutorials/x.ipynb", notebook(60 * "f()\n"), "a cell of 60"),
+    (check_widths, "x.qmd", "```sh\n" + 90 * "x" + "\n```", "code of 90"),
     (check_machine, "x.ipynb", notebook("f()", text=["in /tmp/x"]), "/tmp/x"),
 ]  # fmt: skip
 

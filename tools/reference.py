@@ -17,8 +17,8 @@ FOLDER = ROOT / "nbs" / "reference"
 
 SCENE = """from attnbootreg import load_vit, make_scenes, regularize
 
-vit = load_vit("scenes-plain")            # a small model that comes with the package
-scene = make_scenes(1, seed=406)          # a picture of a colored object
+vit = load_vit("scenes-plain")    # a small model that comes with the package
+scene = make_scenes(1, seed=406)  # a picture of a colored object
 res = regularize(scene.images[0], vit, seed=0)"""
 
 
@@ -37,12 +37,12 @@ PAGES = {
         "regularize",
         "From an image to maps without the scores that chance explains.",
         ("method", "shrinkage"),
-        'from attnbootreg import Cuts, Regularized, load_vit, make_scenes, regularize, shrink, upsample\n\nvit = load_vit("scenes-plain")\nscene = make_scenes(1, seed=406)',
+        'from attnbootreg import (\n    Cuts, Regularized, load_vit, make_scenes, regularize, shrink, upsample,\n)\n\nvit = load_vit("scenes-plain")\nscene = make_scenes(1, seed=406)',
         {
-            "regularize": 'res = regularize(scene.images[0], vit, seed=0)  # or regularize("dog.jpg", vit)\nres.maps["q"]                                   # (16, 16), zero where chance explains the score',
+            "regularize": 'res = regularize(scene.images[0], vit, seed=0)  # or regularize("dog.jpg", vit)\nres.maps["q"]  # (16, 16), zero where chance explains the score',
             "Regularized": "res.summary()                  # a table: how much each map keeps\nres.sig.p, res.sig.q           # p-values and q-values of the patches\npicture = res.plot()           # in a notebook, res alone shows it",
             "Cuts": 'strict = regularize(scene.images[0], vit, cuts=Cuts(q=0.05), seed=0)\nstrict.maps["q"]',
-            "shrink": 'shrink(res.scores, res.sig, "lfdr", Cuts(lfdr=0.1))  # another threshold, without another pass',
+            "shrink": 'shrink(res.scores, res.sig, "lfdr", Cuts(lfdr=0.1))  # no other pass',
             "upsample": 'upsample(res.maps["q"], vit.img_size)  # (128, 128), to lay over the image',
         },
     ),
@@ -61,7 +61,7 @@ PAGES = {
         "Images and scans",
         "What regularize accepts as an image, and scans from DICOM and NIfTI files.",
         ("images", "scans"),
-        'from attnbootreg import Masked, load_image, load_vit, make_scenes, regularize, to_pixels\n\nvit = load_vit("scenes-plain")\nscene = make_scenes(1, seed=406)',
+        'from attnbootreg import (\n    Masked, load_image, load_vit, make_scenes, regularize, to_pixels,\n)\n\nvit = load_vit("scenes-plain")\nscene = make_scenes(1, seed=406)',
         {
             "load_image": "x = load_image(scene.images[0], vit)  # (3, 128, 128), normalized for the model",
             "to_pixels": "to_pixels(x, vit)  # (128, 128, 3), uint8",
@@ -77,7 +77,7 @@ PAGES = {
         ("scores", "attention", "relevance"),
         SCENE.replace(
             "import load_vit",
-            "import (\n    CDAM, Attention, Captum, Concept, GradCAM, InputGradient, LeGrad, PytorchGradCAM,\n    Relevance, Rollout, Score, attention_scores, load_image, load_vit",
+            "import (\n    CDAM, Attention, Captum, Concept, GradCAM, InputGradient, LeGrad,\n    PytorchGradCAM, Relevance, Rollout, Score, attention_scores, load_image,\n    load_vit",
         ).replace("make_scenes, regularize\n", "make_scenes, regularize,\n)\n")
         + "\npicture = scene.images[0]\nx = load_image(picture, vit)",
         {
@@ -85,12 +85,12 @@ PAGES = {
             "Score": 'def token_norm(vit, x):\n    "Length of the patch embeddings, (N, h, w)."\n    tokens = vit.model.patch_embed(x.to(vit.device, vit.dtype))\n    return tokens.norm(dim=-1).unflatten(1, vit.grid)\n\n\nregularize(picture, vit, score=Score(token_norm, name="norm"), seed=0)',
             "attention_scores": "attention_scores(x[None], vit)  # (1, 16, 16), raw",
             "Rollout": "regularize(picture, vit, score=Rollout(), seed=0)",
-            "CDAM": "regularize(picture, vit, score=CDAM(), seed=0)  # of the predicted class; CDAM(target=0) of another",
+            "CDAM": "regularize(picture, vit, score=CDAM(), seed=0)  # of the predicted class",
             "GradCAM": "regularize(picture, vit, score=GradCAM(), seed=0)",
             "Relevance": "regularize(picture, vit, score=Relevance(), seed=0)",
             "LeGrad": "regularize(picture, vit, score=LeGrad(), seed=0)",
             "InputGradient": "regularize(picture, vit, score=InputGradient(), seed=0)",
-            "Concept": 'import numpy as np\n\nconcept = Concept("first", np.eye(vit.model.embed_dim)[0])  # a direction among the embeddings\nregularize(picture, vit, score=CDAM(concept), seed=0)',
+            "Concept": 'import numpy as np\n\ndirection = np.eye(vit.model.embed_dim)[0]  # among the embeddings\nconcept = Concept("first", direction)\nregularize(picture, vit, score=CDAM(concept), seed=0)',
             "Captum": "",
             "PytorchGradCAM": "",
         },
@@ -99,7 +99,7 @@ PAGES = {
         "Null images",
         "What a score is compared with: how null images are drawn and scored.",
         ("bootstrap",),
-        "from attnbootreg import Attention, Null, NullScores, bootstrap_images, load_image, significance\n"
+        "from attnbootreg import Attention, Null, NullScores, bootstrap_images, load_image\n"
         + SCENE
         + "\nx = load_image(scene.images[0], vit)",
         {
@@ -113,10 +113,10 @@ PAGES = {
         "z-scores, p-values, q-values, local false discovery rates and their errors, from scores of any origin.",
         ("recipes", "statistics", "density", "precision"),
         SCENE.replace(
-            "import load_vit", "import (\n    RECIPES, Recipe, Significance, estimate_pi0, hommel_bound, load_vit, local_fdr"
+            "import load_vit", "import (\n    RECIPES, Recipe, Significance, estimate_pi0, hommel_bound, load_vit,\n    local_fdr"
         ).replace(
             "make_scenes, regularize\n",
-            "make_scenes,\n    p_errors, p_intervals, p_values, q_values, regularize, significance, undecided, z_scores,\n)\n",
+            "make_scenes,\n    p_errors, p_intervals, p_values, q_values, regularize, significance, undecided,\n    z_scores,\n)\n",
         )
         + "\na, a0 = res.scores, res.null.values       # (16, 16), and (4, 16, 16) null scores",
         {
@@ -132,21 +132,24 @@ PAGES = {
             "hommel_bound": "hommel_bound(p, alpha=0.05)   # at least this many patches are more than chance",
             "p_errors": "p_errors(z, z0)               # Monte Carlo standard errors of p",
             "p_intervals": "low, high = p_intervals(z, z0, confidence=0.99)",
-            "undecided": "undecided(z, z0, alpha=0.3)   # patches that other null images might decide otherwise",
+            "undecided": "undecided(z, z0, alpha=0.3)   # other null images might decide otherwise",
         },
     ),
     "regions": Page(
         "Regions",
         "How sure is a whole region, and a whole image?",
         ("regions",),
-        "from attnbootreg import Null, Regions, familywise_p, familywise_threshold, find_regions, true_finds\n"
-        + SCENE.replace("vit, seed=0)", 'vit, null=Null(n=60, groups=1), recipe="calibrated", seed=0)'),
+        "from attnbootreg import (\n    Null, Regions, familywise_p, familywise_threshold, find_regions, true_finds,\n)\n"
+        + SCENE.replace(
+            "res = regularize(scene.images[0], vit, seed=0)",
+            'null = Null(n=60, groups=1)  # for regions, whole images are redrawn\nres = regularize(scene.images[0], vit, null=null, recipe="calibrated", seed=0)',
+        ),
         {
             "find_regions": "regions = find_regions(res.sig)",
-            "Regions": "regions.table  # a row for each region: patches, p, how many of them are real at least",
+            "Regions": "regions.table  # a row for each region: size, p, how much is real",
             "familywise_p": "familywise_p(res.sig)            # (16, 16), corrected for looking at all patches",
-            "familywise_threshold": "familywise_threshold(res.sig)    # the z that chance exceeds anywhere in 5 % of images",
-            "true_finds": "true_finds(res.sig.p, res.sig.p <= 0.01)  # at least this many of the chosen are real",
+            "familywise_threshold": "familywise_threshold(res.sig)    # the z of 5 % of images of chance",
+            "true_finds": "true_finds(res.sig.p, res.sig.p <= 0.01)  # so many are real",
         },
     ),
     "planning": Page(
@@ -155,7 +158,7 @@ PAGES = {
         (),
         "from attnbootreg import draws_needed, power, smallest_q",
         {
-            "smallest_q": "smallest_q(n=256, draws=4, k=3)   # the smallest q that three patches of 256 can reach",
+            "smallest_q": "smallest_q(n=256, draws=4, k=3)   # the least q for three patches of 256",
             "draws_needed": "draws_needed(q=0.1, n=256, k=1)   # draws until a single patch can reach q <= 0.1",
             "power": "power(effects=[2.0, 3.0, 4.0], n=256, draws=4, k=10, runs=20)",
         },
@@ -170,7 +173,7 @@ PAGES = {
         )
         .replace(
             "make_scenes, regularize\n",
-            "make_scenes, regularize,\n    roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity, specificity,\n    square_mask, srmsd, suppression_factor, tradeoff,\n)\n",
+            "make_scenes, regularize,\n    roi_metrics, roi_nonzero, roi_percentile, roi_threshold, sensitivity,\n    specificity, square_mask, srmsd, suppression_factor, tradeoff,\n)\n",
         )
         .replace(
             "res = regularize(scene.images[0], vit, seed=0)",
@@ -209,7 +212,7 @@ PAGES = {
         )
         .replace("make_scenes, regularize\n", "make_scenes,\n    masked_logits, perturb, regularize, sanity_check, two_stage,\n)\n")
         .replace('"scenes-plain"', '"scenes"')
-        .replace("            # a small", "                  # a small")
+        .replace("    # a small", "          # a small")
         + '\nx = load_image(scene.images[0], vit)\nkeep = res.maps["q"] > 0',
         {
             "sanity_check": "sanity_check(scene.images, vit, [Attention()], null=2, progress=False)",
@@ -228,14 +231,14 @@ PAGES = {
         "Studies",
         "The same for thousands of images: start, stop, resume, summarize, compare.",
         ("study", "compare", "datasets"),
-        'from tempfile import TemporaryDirectory\n\nfrom attnbootreg import (\n    Comparison, Engine, Noise, Null, Study, active_heads, compare_studies, group_map,\n    load_study, load_vit, run_study, summarize,\n)\n\nfolder = TemporaryDirectory()\nout = folder.name + "/study"',
+        'from tempfile import TemporaryDirectory\n\nfrom attnbootreg import (\n    Comparison, Engine, Noise, Null, Study, active_heads, compare_studies,\n    group_map, load_study, load_vit, run_study, summarize,\n)\n\nfolder = TemporaryDirectory()\nout = folder.name + "/study"',
         {
             "Study": "study = Study(noise=Noise(), null=Null(n=2, groups=16))",
             "run_study": 'run_study("scenes", load_vit("scenes-plain"), out, study, limit=4, progress=False)',
             "load_study": 'table = load_study(out, ["image", "percentile_p"])',
             "summarize": "summarize(out)",
             "Engine": 'Engine("local", workers=2)  # or Engine("ray"), on a cluster',
-            "compare_studies": 'one = run_study(\n    "scenes", load_vit("scenes"), folder.name + "/other", study, limit=4, progress=False\n)\ncompared = compare_studies(out, folder.name + "/other", resamples=99)',
+            "compare_studies": 'other = folder.name + "/other"\nrun_study("scenes", load_vit("scenes"), other, study, limit=4, progress=False)\ncompared = compare_studies(out, other, resamples=99)',
             "Comparison": "compared.table",
             "group_map": "import numpy as np\n\nz = np.random.default_rng(0).normal(size=(8, 4, 4))  # of 8 aligned pictures\ngroup_map(z, resamples=99)",
             "active_heads": "found = np.random.default_rng(0).random((8, 6)) < 0.1  # pictures x heads\nactive_heads(found, noise=found)",
@@ -247,7 +250,7 @@ PAGES = {
         ("plots",),
         SCENE.replace(
             "regularize\n",
-            "regularize\nfrom attnbootreg.plots import (\n    Picture, map_titles, plot_bars, plot_curves, plot_histogram, plot_images, plot_map,\n    plot_maps, plot_predictions, plot_regions, plot_regularized, plot_scatter, plot_several,\n)\n",
+            "regularize\nfrom attnbootreg.plots import (\n    Picture, map_titles, plot_bars, plot_curves, plot_histogram, plot_images,\n    plot_map, plot_maps, plot_predictions, plot_regions, plot_regularized,\n    plot_scatter, plot_several,\n)\n",
             1,
         ),
         {
@@ -271,7 +274,7 @@ PAGES = {
         "A widget to try thresholds, null images and noise in a notebook.",
         ("widget",),
         "from attnbootreg import Explorer, load_vit, make_scenes",
-        {"Explorer": 'Explorer(load_vit("scenes-plain"), list(make_scenes(2, seed=0).images))'},
+        {"Explorer": 'images = list(make_scenes(2, seed=0).images)\nexplorer = Explorer(load_vit("scenes-plain"), images)\nexplorer'},
     ),
 }
 

@@ -332,10 +332,12 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path, result, monkeypatch):
 def test_an_earlier_result_survives_a_full_disk(tmp_path, result):
     result.save(tmp_path / "scene")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    code = (  # a process that may write no file of more than 20,000 bytes
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    code = (  # a process that may write no file of more than 20,000 bytes, once what it needs is there
+        "import resource, sys\n"
+        "import matplotlib.font_manager\n"
         "from attnbootreg import Regularized\n"
         "res = Regularized.load(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try: res.save(sys.argv[1])\n"
         "except OSError as error: print('stopped:', error)\n"
     )

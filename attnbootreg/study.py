@@ -42,7 +42,7 @@ from .scans import check_window
 from .scores import Score, ScoreMap, as_score, map_labels, score_maps
 from .shrinkage import median_cuts, shrink
 from .simulation import Noise, check_side, coverage, inject_noise
-from .sources import Picture, Source, read_source
+from .sources import Opened, Source, read_source
 from .statistics import MIN_NULL_IMAGES, Significance, significance
 from .store import Store, read_settings
 
@@ -284,7 +284,7 @@ class Case(NamedTuple):
 def score_case(
     noise: Noise,
     score: ScoreMap,
-    picture: Picture,
+    picture: Opened,
     vit: ViT,
     study: Study,
     passes: Passes | None = None,
@@ -297,7 +297,7 @@ def score_case(
         Where noise is put.
     score : ScoreMap
         What is judged.
-    picture : Picture
+    picture : Opened
         The image, as `read_source` gives it.
     vit : ViT
         The model, as `load_vit` gives it.

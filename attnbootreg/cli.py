@@ -1052,7 +1052,8 @@ def _demo(
 
 # %% ../nbs/39_cli.ipynb #5ba10af1
 _EXTRAS = {
-    "study": ["pyarrow"],
+    "study": ["pyarrow", "fsspec"],
+    "urls": ["aiohttp"],
     "explore": ["ipywidgets", "anywidget", "jupyterlab"],
     "hf": ["transformers"],
     "ray": ["ray"],

@@ -9,7 +9,6 @@ Machines are noisy: ways are compared in alternation, the least time of each cou
 """
 
 import argparse
-import os
 import random
 import resource
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -151,6 +151,14 @@ def node(address: str, cpus: int, head: bool = False) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
+def end(process: subprocess.Popen) -> None:
+    "SIGKILL for a node and all that it started."
+    started = psutil.Process(process.pid)
+    for one in [started, *started.children(recursive=True)]:
+        one.kill()
+    process.wait()
+
+
 def cluster(given: argparse.Namespace) -> None:
     "A head without cores and nodes of one core each; one of them is killed three times."
     import ray
@@ -181,7 +189,7 @@ def cluster(given: argparse.Namespace) -> None:
                 report = original(self, future)
                 if report is not None and len(killed) < 3 and rng.random() < 0.2:
                     victim = nodes.pop()
-                    os.killpg(victim.pid, signal.SIGKILL)
+                    end(victim)
                     killed.append(victim)
                     nodes.append(node(address, 1))
                 return report
@@ -193,7 +201,7 @@ def cluster(given: argparse.Namespace) -> None:
         finally:
             ray.shutdown()
             for one in nodes:
-                os.killpg(one.pid, signal.SIGTERM)
+                end(one)
 
 
 def rate_of_parts(out: Path) -> float:

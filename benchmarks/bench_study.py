@@ -9,13 +9,15 @@ Machines are noisy: ways are compared in alternation, the least time of each cou
 """
 
 import argparse
+import os
 import random
 import resource
+import secrets
 import signal
 import subprocess
 import sys
 import time
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -144,10 +146,21 @@ def kills(given: argparse.Namespace) -> None:
         same(out, load_study(Path(folder, "whole")))
 
 
+PORTS = count(26400)  # several nodes on one machine must not share those of their agents
+
+
 def node(address: str, cpus: int, head: bool = False) -> subprocess.Popen:
     "Start a node of a cluster on this machine, in the foreground of a process of its own."
     where = ["--head", "--port=26379", "--include-dashboard=false"] if head else [f"--address={address}"]
-    command = [Path(sys.executable).parent / "ray", "start", *where, f"--num-cpus={cpus}", "--block", "--disable-usage-stats"]
+    command = [
+        Path(sys.executable).parent / "ray",
+        "start",
+        *where,
+        f"--num-cpus={cpus}",
+        "--node-ip-address=127.0.0.1",
+        "--block",
+        "--disable-usage-stats",
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -161,12 +174,15 @@ def end(process: subprocess.Popen) -> None:
 
 def cluster(given: argparse.Namespace) -> None:
     "A head without cores and nodes of one core each; one of them is killed three times."
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster alone, for all its processes
     import ray
 
     address, vit = "127.0.0.1:26379", load_vit(device="cpu")
     nodes = [node(address, 0, head=True)]
+    time.sleep(20)
+    nodes.append(node(address, 1))
     time.sleep(10)
-    nodes += [node(address, 1), node(address, 1)]
+    nodes.append(node(address, 1))
     with TemporaryDirectory() as folder:
         try:
             ray.init(address, log_to_driver=False, logging_level="ERROR")

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from attnbootreg import (
-    RECIPES, Attention, Cuts, Engine, Noise, Null, Recipe, Score, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
-    load_vit, make_scenes, roi_percentile, run_study, shrink, significance, square_mask, summarize, suppression_factor, study_status, __version__,
+    RECIPES, Attention, Cuts, Engine, Noise, Null, Recipe, Score, Status, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
+    load_vit, make_scenes, plan_study, roi_percentile, run_study, shrink, significance, square_mask, study_status, summarize, suppression_factor,
+    __version__,
 )  # fmt: skip
 from attnbootreg import runs, store
 from attnbootreg import study as module
@@ -155,6 +156,17 @@ def test_a_lease_that_was_taken_stops_the_first(tmp_path, vit, monkeypatch):
     assert store.read_run(place)["id"] == "another"
     with pytest.raises(ValueError, match="process 5 on elsewhere"), store.Lease(place):
         pass
+
+
+def test_a_plan_and_a_status(vit, tmp_path):
+    plan = plan_study("scenes", vit, Study(("square", "none"), null=(1, 3)), limit=1000, tried=2)
+    assert (plan.images, plan.settings, plan.passes) == (1000, 4, 2 * (1 + 3 * 16)) and plan.hours == 1000 * plan.seconds / 3600
+    assert "1,000 images, 4 settings, 98 forward passes an image: 98,000 passes" in str(plan)
+    status = Status(True, "process 5 on here", 30, 120, 0, 0.5, 0.9)
+    assert status.seconds_left == 180 and str(status).splitlines()[0] == "30 of 120 images done; run by process 5 on here"
+    assert replace(status, total=None).seconds_left is None and replace(status, running=False).seconds_left is None
+    with pytest.raises(FileNotFoundError, match="study: there is no study in"):
+        study_status(tmp_path)
 
 
 def stub(source, vit, study, *rest):

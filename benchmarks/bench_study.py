@@ -17,12 +17,11 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -146,48 +145,17 @@ def kills(given: argparse.Namespace) -> None:
         same(out, load_study(Path(folder, "whole")))
 
 
-PORTS = count(26400)  # several nodes on one machine must not share those of their agents
-
-
-def node(address: str, cpus: int, head: bool = False) -> subprocess.Popen:
-    "Start a node of a cluster on this machine, in the foreground of a process of its own."
-    where = ["--head", "--port=26379", "--include-dashboard=false"] if head else [f"--address={address}"]
-    command = [
-        Path(sys.executable).parent / "ray",
-        "start",
-        *where,
-        f"--num-cpus={cpus}",
-        "--node-ip-address=127.0.0.1",
-        "--block",
-        "--disable-usage-stats",
-    ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def end(process: subprocess.Popen) -> None:
-    "SIGKILL for a node and all that it started."
-    started = psutil.Process(process.pid)
-    for one in [started, *started.children(recursive=True)]:
-        one.kill()
-    process.wait()
-
-
 def cluster(given: argparse.Namespace) -> None:
     "A head without cores and nodes of one core each; one of them is killed three times."
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster alone, for all its processes
     import ray
+    from ray.cluster_utils import Cluster
 
-    address, vit = "127.0.0.1:26379", load_vit(device="cpu")
-    nodes = [node(address, 0, head=True)]
-    time.sleep(20)
-    nodes.append(node(address, 1))
-    time.sleep(10)
-    nodes.append(node(address, 1))
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes, vit = [machines.add_node(num_cpus=1) for _ in range(2)], load_vit(device="cpu")
     with TemporaryDirectory() as folder:
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
-            while ray.cluster_resources().get("CPU", 0) < 2:
-                time.sleep(1)
+            ray.init(machines.address, log_to_driver=False, logging_level="ERROR")
             rates = {}
             for workers in (1, 2, 1, 2):
                 out = Path(folder, f"{len(rates)}-{workers}-{time.time()}")
@@ -204,10 +172,9 @@ def cluster(given: argparse.Namespace) -> None:
             def disturbed(self: object, future: object) -> object:
                 report = original(self, future)
                 if report is not None and len(killed) < 3 and rng.random() < 0.2:
-                    victim = nodes.pop()
-                    end(victim)
-                    killed.append(victim)
-                    nodes.append(node(address, 1))
+                    killed.append(nodes.pop(rng.randrange(2)))
+                    machines.remove_node(killed[-1], allow_graceful=False)  # SIGKILL
+                    nodes.append(machines.add_node(num_cpus=1))
                 return report
 
             runs._Ray.finished = disturbed
@@ -216,8 +183,7 @@ def cluster(given: argparse.Namespace) -> None:
             same(Path(folder, "disturbed"), whole)
         finally:
             ray.shutdown()
-            for one in nodes:
-                end(one)
+            machines.shutdown()
 
 
 def rate_of_parts(out: Path) -> float:

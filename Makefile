@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench notebooks export readme clean
+.PHONY: demo test lint bench notebooks export readme pages clean
 
 demo: $(VENV)/demo.stamp            ## regularize the attention of one scene; writes the folder demo/
 	$(BIN)/attnbootreg demo --out demo
@@ -32,6 +32,11 @@ export: $(VENV)/dev.stamp           ## write attnbootreg/ from nbs/
 
 readme: $(VENV)/dev.stamp           ## write README.md and its pictures from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --config tools/readme.py --output-dir . nbs/index.ipynb
+
+pages: $(VENV)/dev.stamp            ## write the reference, the gallery and the badges of tutorials from the package and the notebooks
+	$(BIN)/python tools/reference.py
+	$(BIN)/python tools/gallery.py
+	$(BIN)/python tools/badges.py
 
 clean:                              ## forget the environment and what was made
 	rm -rf $(VENV) demo _docs _proc build dist *.egg-info

@@ -3,11 +3,13 @@
 __version__ = "0.2.0"
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 # for editors; at run time a module is imported when the first of its names is used, so that the command line starts at once
 if TYPE_CHECKING:
     from attnbootreg.attention import Attention, attention_scores, upsample
+    from attnbootreg.bank import NullBank
     from attnbootreg.bootstrap import Null, NullScores, bootstrap_images
     from attnbootreg.compare import Comparison, active_heads, compare_studies, group_map
     from attnbootreg.faithful import TwoStage, masked_logits, two_stage
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "attention": "Attention attention_scores upsample",
+    "bank": "NullBank",
     "bootstrap": "Null NullScores bootstrap_images",
     "compare": "Comparison active_heads compare_studies group_map",
     "faithful": "TwoStage masked_logits two_stage",
@@ -66,7 +69,11 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = sorted(_MODULE_OF)
+# modules that need a package of an extra; without it, help(attnbootreg), completion and import * leave their names out
+_NEEDS = {"compare": ["pyarrow"], "study": ["pyarrow"], "widget": ["ipywidgets", "anywidget"]}
+_WITHOUT = {module for module, packages in _NEEDS.items() if not all(map(find_spec, packages))}
+
+__all__ = sorted(name for name, module in _MODULE_OF.items() if module not in _WITHOUT)
 
 
 def __getattr__(name: str) -> object:

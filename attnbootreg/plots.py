@@ -195,13 +195,24 @@ def plot_regions(
     return ax.get_figure()
 
 # %% ../nbs/21_plots.ipynb #40a7e7bd
+_COLORS = {"image": "tab:blue", "null images": "0.55", "null scores": "0.55"}  # one color for one thing, in every figure
+
+
+def _is_straight(x: np.ndarray, y: np.ndarray) -> bool:
+    "Whether points lie on one line, as those of a diagonal or a level do."
+    if len(x) < 2 or x[0] == x[-1]:
+        return False
+    line = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
+    return bool(np.allclose(y, line, rtol=0, atol=1e-9))
+
+
 def plot_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     xlabel: str,
     ylabel: str,
     points: Mapping[str, tuple[float, float]] | None = None,
 ) -> Picture:
-    """Lines in one panel; the last is dashed, as a reference.
+    """Lines in one panel. Beside others, an exactly straight one is a reference: black and dashed.
 
     Parameters
     ----------
@@ -220,8 +231,9 @@ def plot_curves(
     """
     picture = Picture(figsize=(6.5, 3), layout="constrained")
     ax = picture.subplots()
-    for i, (label, (x, y)) in enumerate(curves.items()):
-        ax.plot(x, y, "--" if i == len(curves) - 1 > 0 else "-", label=label)
+    for label, (x, y) in curves.items():
+        reference = len(curves) > 1 and _is_straight(np.asarray(x, float), np.asarray(y, float))
+        ax.plot(x, y, **(dict(linestyle="--", color="black", linewidth=1) if reference else {}), label=label)
     for label, point in (points or {}).items():
         ax.plot(*point, "o", label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -245,7 +257,7 @@ def plot_histogram(
     ax : Axes
         Where to draw.
     samples : Mapping[str, np.ndarray]
-        Label and values, any shape.
+        Label and values, any shape. "image" is blue and "null images" are gray, in every figure.
     xlabel : str
         Label of the x axis.
     range : tuple[float, float] | None, default None
@@ -259,7 +271,7 @@ def plot_histogram(
     range = range or (min(v.min() for v in samples.values()), max(v.max() for v in samples.values()))
     edges = np.linspace(*range, bins + 1)
     for label, values in samples.items():
-        ax.hist(values, edges, density=True, histtype="stepfilled", alpha=0.5, label=label)
+        ax.hist(values, edges, density=True, histtype="stepfilled", alpha=0.5, label=label, color=_COLORS.get(label))
     for label, place in (marks or {}).items():
         ax.axvline(place, color="black", linewidth=1, linestyle="--", label=label)
     ax.set(xlabel=xlabel, yticks=[])

@@ -44,8 +44,8 @@ def two_groups(null, pi0, n, B, rng):
 
 @pytest.fixture(scope="module")
 def noise(vit):
-    "Scores and null scores of 150 images of i.i.d. normal pixels."
-    images = [torch.randn(3, *vit.img_size, generator=torch.Generator().manual_seed(i)) for i in range(150)]
+    "Scores and null scores of 60 images of i.i.d. normal pixels."
+    images = [torch.randn(3, *vit.img_size, generator=torch.Generator().manual_seed(i)) for i in range(60)]
     nulls = [Null(n=20).scores(x, vit, Attention(), seed=i) for i, x in enumerate(images)]
     return np.stack([attention_scores(x, vit) for x in images]), np.stack(nulls)
 
@@ -177,7 +177,7 @@ def test_intervals_by_position():
 
 def test_intervals_after_stopping_early():
     rng, covered = np.random.default_rng(7), []
-    for _ in range(400):
+    for _ in range(150):
         level = rng.choice([0.0, 0.2, 0.4])
         draw = lambda B, level=level: rng.normal(size=(B, 16, 16)) + level * rng.normal(size=(B, 1, 1))
         z, z0 = draw(1)[0], draw(20)

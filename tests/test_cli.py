@@ -83,7 +83,9 @@ def test_regularize_goes_on_after_a_bad_picture(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     picture.rotate(90).save(tmp_path / "other" / "a.jpg")
     (tmp_path / "bad.png").write_text("no picture")
-    done = attnbootreg("regularize", "a.png", "bad.png", "other/a.jpg", "--out", "out", "--n", "2", "--seed", "4", cwd=tmp_path)
+    done = attnbootreg(
+        "regularize", "a.png", "bad.png", "other/a.jpg", "--out", "out", "--n", "2", "--groups", "1", "--seed", "4", cwd=tmp_path
+    )
     assert done.returncode == 1
     assert "bad.png" in done.stderr and "1 of 3" in done.stderr and "bad.png" not in done.stdout
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -106,8 +108,10 @@ def test_regularize_equals_the_function(tmp_path, picture):
     assert loaded.sig.recipe == RECIPES["paper"].resolved() and loaded.settings["null"] == plain(Null("pixel", n=3, groups=1))
     assert loaded.settings["seed"] == 1 and loaded.settings["model"]["name"] == "vit_tiny_patch16_224"
 
-    done = attnbootreg("regularize", "a.png", "--out", "out", "--n", "3", "--seed", "1", "--dtype", "float32", cwd=tmp_path)
-    ours = regularize(tmp_path / "a.png", load_vit(device="cpu"), null=3, seed=1)
+    done = attnbootreg(
+        "regularize", "a.png", "--out", "out", "--n", "3", "--groups", "1", "--seed", "1", "--dtype", "float32", cwd=tmp_path
+    )
+    ours = regularize(tmp_path / "a.png", load_vit(device="cpu"), null=Null(n=3, groups=1), seed=1)
     np.testing.assert_allclose(Regularized.load(tmp_path / "out" / "a").scores, ours.scores, atol=1e-6)
 
 
@@ -197,64 +201,81 @@ def test_a_senseless_command_writes_nothing(folder, wrong, says):
 
 
 def test_a_score_of_ones_own(folder):
-    from attnbootreg import Score, load_vit, regularize
+    from attnbootreg import Null, Score, load_vit, regularize
 
     done = in_a_shell(
-        "regularize", "a.png", "--out", "out", "--score", "my_scores:token_norm", "--n", "3", "--seed", "1", "--device", "cpu", cwd=folder
+        "regularize",
+        "a.png",
+        "--out",
+        "out",
+        "--score",
+        "my_scores:token_norm",
+        "--n",
+        "3",
+        "--groups",
+        "1",
+        "--seed",
+        "1",
+        "--device",
+        "cpu",
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     vit = load_vit(device="cpu")
     norm = Score(lambda vit, x: vit.model.patch_embed(x.to(vit.device)).norm(dim=-1).unflatten(1, vit.grid))
-    ours, loaded = regularize(folder / "a.png", vit, norm, null=3, seed=1), Regularized.load(folder / "out" / "a")
+    ours, loaded = regularize(folder / "a.png", vit, norm, null=Null(n=3, groups=1), seed=1), Regularized.load(folder / "out" / "a")
     np.testing.assert_allclose(loaded.scores, ours.scores, rtol=1e-5)
     np.testing.assert_allclose(loaded.sig.p, ours.sig.p, atol=2 / 769)
     assert loaded.settings["score"]["function"] == "my_scores:token_norm" and loaded.sig.recipe.scale == "linear"
 
 
 def test_relevance_maps_by_name(folder):
-    from attnbootreg import CDAM, load_study, load_vit, regularize
+    from attnbootreg import CDAM, Null, load_study, load_vit, regularize
 
-    options = ("--score", "CDAM", "--target", "red ring", "--target", "4", "--n", "3", "--seed", "1")
+    options = ("--score", "CDAM", "--target", "red ring", "--target", "4", "--n", "3", "--groups", "1", "--seed", "1")
     done = attnbootreg("regularize", "a.png", "--out", "out", *options, cwd=folder)
     assert done.returncode == 0 and "  red ring: " in done.stdout and "  green bar: " in done.stdout, done.stderr
-    loaded, ours = Regularized.load(folder / "out" / "a"), regularize(folder / "a.png", load_vit(), CDAM(("red ring", 4)), null=3, seed=1)
+    loaded, ours = (
+        Regularized.load(folder / "out" / "a"),
+        regularize(folder / "a.png", load_vit(), CDAM(("red ring", 4)), null=Null(n=3, groups=1), seed=1),
+    )
     np.testing.assert_allclose(loaded.scores, ours.scores, rtol=1e-3, atol=1e-6)
     assert loaded.sig.recipe.alternative == "two-sided"
-    done = typed("simulate a.png --score GradCAM --layer 3 --n 2 --json")
+    done = typed("simulate a.png --score GradCAM --layer 3 --n 2 --groups 1 --json")
     assert done.returncode == 0 and 0 <= json.loads(done.stdout)["shares"]["on_noise"]["scores"] <= 1, done.stderr
-    done = typed("study a.png --out maps --score Relevance --target 3 --n 2")
+    done = typed("study a.png --out maps --score Relevance --target 3 --n 2 --groups 1")
     assert done.returncode == 0 and set(load_study(folder / "maps")["score"]) == {"Relevance(target=3)"}, done.stderr
 
 
 def test_a_signed_score_with_exact_zeros(folder):
-    done = typed("regularize a.png --out out --score my_scores:signed --n 3 --seed 1 --json")
+    done = typed("regularize a.png --out out --score my_scores:signed --n 3 --groups 1 --seed 1 --json")
     assert done.returncode == 0, done.stderr
     loaded = Regularized.load(folder / "out" / "a")
     assert loaded.scores.min() < 0 < loaded.scores.max() and (loaded.scores == 0).sum() > 5
     assert loaded.sig.recipe.alternative == "two-sided" and loaded.maps["p"].min() < 0 < loaded.maps["p"].max()
     assert json.loads(done.stdout)["maps"]["p"]["patches"] == int((loaded.maps["p"] != 0).sum())
-    done = typed("simulate a.png --score my_scores:signed --n 3 --json")
+    done = typed("simulate a.png --score my_scores:signed --n 3 --groups 1 --json")
     assert done.returncode == 0 and 0 < json.loads(done.stdout)["shares"]["on_noise"]["scores"] < 1, done.stderr
 
 
 def test_a_score_that_fails_on_a_picture(folder):
-    done = typed("regularize a.png --out out --score my_scores:shapeless --n 3")
+    done = typed("regularize a.png --out out --score my_scores:shapeless --n 3 --groups 1")
     assert done.returncode == 1 and "a.png: --score: <lambda> gives (1,)" in done.stderr
 
 
 def test_several_maps_are_printed_one_by_one(folder):
-    done = typed("regularize a.png --out out --heads each --n 2 --seed 0")
+    done = typed("regularize a.png --out out --heads each --n 2 --groups 1 --seed 0")
     first, *others = done.stdout.splitlines()
     loaded = Regularized.load(folder / "out" / "a")
     assert done.returncode == 0 and first == "a.png: 2 maps -> out/a.png" and len(loaded) == 2, done.stderr
     for i, line in enumerate(others):
         kept = int((loaded[i].maps["p"] > 0).sum())
         assert line == f"  head {i}: {kept} of 256 patches at p <= 0.3, pi0 {loaded[i].sig.pi0:.2f}"
-    card = json.loads(typed("regularize a.png --out out --score my_scores:two --n 2 --json").stdout)
+    card = json.loads(typed("regularize a.png --out out --score my_scores:two --n 2 --groups 1 --json").stdout)
     assert list(card["score_maps"]) == ["norm", "contrast"] and 0 <= card["score_maps"]["norm"]["pi0"] <= 1
-    done = typed("simulate a.png --heads 0,1 --n 2")
+    done = typed("simulate a.png --heads 0,1 --n 2 --groups 1")
     assert done.returncode == 0 and "head 0; pi0 = " in done.stdout and done.stdout.count("on_noise") == 2, done.stderr
-    card = json.loads(typed("simulate a.png --heads 0,1 --n 2 --json").stdout)
+    card = json.loads(typed("simulate a.png --heads 0,1 --n 2 --groups 1 --json").stdout)
     assert 0 <= card["score_maps"]["head 1"]["shares"]["on_noise"]["q"] <= 1
 
 
@@ -265,16 +286,16 @@ def test_masks(folder, picture):
     inside[:, :40] = 255
     Image.fromarray(inside).save(folder / "masks" / "a.png")
     Image.fromarray(inside.T).save(folder / "masks" / "b.png")
-    done = typed("regularize a.png --out one --mask masks/a.png --n 2 --seed 0")
+    done = typed("regularize a.png --out one --mask masks/a.png --n 2 --groups 1 --seed 0")
     assert done.returncode == 0 and "of 128 patches at" in done.stdout, done.stderr
     loaded = Regularized.load(folder / "one" / "a")
     assert loaded.sig.tested[:, :8].all() and not loaded.sig.tested[:, 8:].any() and not loaded.maps["z"][:, 8:].any()
-    done = typed("regularize a.png b.jpg --out all --mask masks --n 2 --seed 0 --json")
+    done = typed("regularize a.png b.jpg --out all --mask masks --n 2 --groups 1 --seed 0 --json")
     assert [json.loads(line)["patches"] for line in done.stdout.splitlines()] == [128, 128], done.stderr
     np.testing.assert_array_equal(Regularized.load(folder / "all" / "a").sig.p, loaded.sig.p)
     assert Regularized.load(folder / "all" / "b").sig.tested[:8].all()
     Image.fromarray(inside[:5]).save(folder / "masks" / "b.png")
-    done = typed("regularize a.png b.jpg --out all --mask masks --n 2")
+    done = typed("regularize a.png b.jpg --out all --mask masks --n 2 --groups 1")
     assert done.returncode == 1 and "b.jpg: --mask: is 5 x 80 px" in done.stderr and "1 of 2" in done.stderr
 
 
@@ -285,14 +306,14 @@ def test_version():
 
 def test_an_output_folder_that_cannot_be(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    done = attnbootreg("regularize", "a.png", "--out", "a.png", "--n", "1", cwd=tmp_path)
+    done = attnbootreg("regularize", "a.png", "--out", "a.png", "--n", "1", "--groups", "1", cwd=tmp_path)
     assert done.returncode == 2 and "give a folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_picture_itself_is_never_overwritten(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
-    done = attnbootreg("regularize", "a.png", "--out", ".", "--n", "1", cwd=tmp_path)
+    done = attnbootreg("regularize", "a.png", "--out", ".", "--n", "1", "--groups", "1", cwd=tmp_path)
     assert done.returncode == 2 and "would be overwritten" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
 
@@ -301,7 +322,7 @@ def test_odd_names(tmp_path, picture):
     names = ["m$_$.png", "ünï cödé.png", "x" * 150 + ".png"]
     for name in names:
         picture.save(tmp_path / name)
-    done = attnbootreg("regularize", *names, "--out", "out", "--n", "1", cwd=tmp_path)
+    done = attnbootreg("regularize", *names, "--out", "out", "--n", "1", "--groups", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 9
 
@@ -309,7 +330,7 @@ def test_odd_names(tmp_path, picture):
 def test_random_weights_are_always_the_same(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     for out in ("one", "two"):
-        options = f"--out {out} --model vit_tiny_patch16_224 --no-pretrained --n 1 --seed 0"
+        options = f"--out {out} --model vit_tiny_patch16_224 --no-pretrained --n 1 --groups 1 --seed 0"
         attnbootreg("regularize", "a.png", *options.split(), cwd=tmp_path)
     one, two = (Regularized.load(tmp_path / out / "a") for out in ("one", "two"))
     np.testing.assert_array_equal(one.sig.p, two.sig.p)
@@ -348,7 +369,7 @@ def test_help_names_every_command():
 
 def test_simulate(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    done = attnbootreg("simulate", "a.png", "--noise", "diffuse", "--side", "30", "--n", "3", cwd=tmp_path)
+    done = attnbootreg("simulate", "a.png", "--noise", "diffuse", "--side", "30", "--n", "3", "--groups", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "900 pixels of noise" in done.stdout and "on_noise" in done.stdout
     assert sorted(path.name for path in (tmp_path / "simulation").iterdir()) == ["a.json", "a.npz", "a.png"]
@@ -390,31 +411,31 @@ def test_study_and_summarize(tmp_path, picture):
 def test_study_of_a_score_of_ones_own_at_several_thresholds(folder):
     from attnbootreg import load_study
 
-    done = typed("study a.png --out norms --score my_scores:token_norm --n 3 --p 0.1 --p 0.3")
+    done = typed("study a.png --out norms --score my_scores:token_norm --n 3 --groups 1 --p 0.1 --p 0.3")
     assert done.returncode == 0 and "1 images done, 0 with an error; 2 rows" in done.stdout, done.stderr
     rows = load_study(folder / "norms")
     assert sorted(rows["cut_p"]) == sorted(rows["cut_lfdr"]) == [0.1, 0.3] and (rows["cut_q"] == 0.1).all()
     assert (rows["score"] == "token_norm").all()
-    done = typed("study a.png --out signs --score my_scores:signed --n 3 --p 0.2 --lfdr 0.5 --q 0.05")
+    done = typed("study a.png --out signs --score my_scores:signed --n 3 --groups 1 --p 0.2 --lfdr 0.5 --q 0.05")
     assert done.returncode == 0 and "1 images done, 0 with an error; 1 rows" in done.stdout, done.stderr
     (row,) = load_study(folder / "signs").to_dict("records")
     assert (row["cut_p"], row["cut_lfdr"], row["cut_q"]) == (0.2, 0.5, 0.05) and row["score"] == "contrast"
-    done = typed("study a.png --out heads --heads each --n 2")
+    done = typed("study a.png --out heads --heads each --n 2 --groups 1")
     assert done.returncode == 0 and "2 rows" in done.stdout, done.stderr
 
 
 def test_json_for_other_programs(tmp_path, picture):
     picture.save(tmp_path / "a.png")
     picture.rotate(90).save(tmp_path / "b.png")
-    done = attnbootreg("regularize", "a.png", "b.png", "--out", "out", "--n", "2", "--json", cwd=tmp_path)
+    done = attnbootreg("regularize", "a.png", "b.png", "--out", "out", "--n", "2", "--groups", "1", "--json", cwd=tmp_path)
     cards = [json.loads(line) for line in done.stdout.splitlines()]
     assert [card["image"] for card in cards] == ["a.png", "b.png"] and all(
         (tmp_path / file).exists() for card in cards for file in card["files"]
     )
     assert cards[0]["maps"]["p"]["patches"] == int((Regularized.load(tmp_path / "out" / "a").maps["p"] > 0).sum())
-    card = json.loads(attnbootreg("simulate", "a.png", "--n", "2", "--json", cwd=tmp_path).stdout)
+    card = json.loads(attnbootreg("simulate", "a.png", "--n", "2", "--groups", "1", "--json", cwd=tmp_path).stdout)
     assert 0 <= card["shares"]["on_noise"]["scores"] <= 1
-    card = json.loads(attnbootreg("study", "*.png", "--out", "study", "--n", "1", "--json", cwd=tmp_path).stdout)
+    card = json.loads(attnbootreg("study", "*.png", "--out", "study", "--n", "1", "--groups", "1", "--json", cwd=tmp_path).stdout)
     assert card["images"] == 2 and card["errors"] == 0 and card["images_a_second"] > 0
     (row,) = json.loads(attnbootreg("summarize", "study", "--json", cwd=tmp_path).stdout)
     assert row["images"] == 2 and "D_p" in row
@@ -425,10 +446,10 @@ def test_quiet_says_nothing_but_errors(tmp_path, picture, capfd):
     picture.save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no picture")
     for start, command in (
-        (attnbootreg, "regularize a.png --out out --n 1"),
-        (attnbootreg, "simulate a.png --n 1"),
+        (attnbootreg, "regularize a.png --out out --n 1 --groups 1"),
+        (attnbootreg, "simulate a.png --n 1 --groups 1"),
         (attnbootreg, "demo"),
-        (in_a_shell, "study a.png --out study --n 1"),  # imports more than the others: no import says anything either
+        (in_a_shell, "study a.png --out study --n 1 --groups 1"),  # imports more than the others: no import says anything either
     ):
         done = start(*command.split(), "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
@@ -448,22 +469,22 @@ def test_pictures_of_others_are_never_overwritten(tmp_path, picture):
     picture.rotate(90).save(tmp_path / "a.png")
     kept = (tmp_path / "a.png").read_bytes()
     for command in (
-        "regularize a.jpg --out . --n 1",
-        "simulate a.jpg --out . --n 1",
-        "regularize a.jpg a.png --out . --n 1",
+        "regularize a.jpg --out . --n 1 --groups 1",
+        "simulate a.jpg --out . --n 1 --groups 1",
+        "regularize a.jpg a.png --out . --n 1 --groups 1",
     ):
         done = attnbootreg(*command.split(), cwd=tmp_path)
         assert done.returncode == 2 and "a.png" in done.stderr and (tmp_path / "a.png").read_bytes() == kept, command
     for _ in range(2):  # results of ours are written anew
-        assert attnbootreg("regularize", "a.jpg", "--out", "out", "--n", "1", cwd=tmp_path).returncode == 0
-    done = attnbootreg("regularize", "a.jpg", "--out", "a.png", "--n", "1", cwd=tmp_path)
+        assert attnbootreg("regularize", "a.jpg", "--out", "out", "--n", "1", "--groups", "1", cwd=tmp_path).returncode == 0
+    done = attnbootreg("regularize", "a.jpg", "--out", "a.png", "--n", "1", "--groups", "1", cwd=tmp_path)
     assert done.returncode == 2 and "is a file; give a folder" in done.stderr
 
 
 def test_a_study_that_failed_says_so(tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_text("no picture")
-    done = attnbootreg("study", "bad", "--out", "out", "--n", "1", cwd=tmp_path)
+    done = attnbootreg("study", "bad", "--out", "out", "--n", "1", "--groups", "1", cwd=tmp_path)
     assert done.returncode == 1 and "not a picture" in done.stderr and "0 images done, 1 with an error" in done.stdout
 
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from attnbootreg import Study, active_heads, compare_studies, group_map, load_study, run_study
 from attnbootreg.cli import app
-from attnbootreg.compare import mean_interval, sign_flip
+from attnbootreg.compare import linearized, mean_interval, sign_flip
+from attnbootreg.metrics import suppression_factor
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,33 @@ def test_means_are_those_of_pandas(rows):
         assert not result.exact or np.isclose(row.p, p)
     assert result.compared == {"recipe": ("paper", "calibrated")}
     assert len(result.table) == 2 * 3 * 2 and (result.table["p_adjusted"] >= result.table["p"]).all()
+
+
+def test_d_is_that_of_summarize(rows):
+    broken = rows.assign(percentile_p=rows["percentile_p"].where(rows["image"] != "scene 0"))
+    for sides in ((rows, rows), (broken, rows)):
+        table = compare_studies(*sides, ["D_p", ("D_p", "D_lfdr")], CHOICE, resamples=99).table
+        used = rows[rows["image"] != "scene 0"] if sides[0] is broken else rows
+        for row in table[table["category"] == "all"].itertuples():
+            one, two = (used[(used["recipe"] == choice["recipe"]) & (used["noise"] == row.noise)] for choice in CHOICE)
+            rule = "lfdr" if "lfdr" in row.metric else "p"
+            by_hand = [
+                suppression_factor(side["percentile_before"], side[f"percentile_{name}"])[0] for side, name in ((one, "p"), (two, rule))
+            ]
+            np.testing.assert_allclose([row.one, row.two, row.difference], [*by_hand, by_hand[1] - by_hand[0]], atol=1e-9)
+    with pytest.raises(ValueError, match="metrics: .*D_nothing"):
+        compare_studies(rows, rows, "D_nothing", CHOICE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 1)), min_size=2, max_size=30))
+def test_linearized_values_have_d_as_mean_and_its_error(pairs):
+    before, share = (pd.Series(side) for side in zip(*pairs))
+    values = linearized(before * share, before)
+    D = (before * share).sum() / before.sum()
+    assert np.isclose(values.mean(), D)
+    residual = before * share - D * before
+    assert np.isclose(values.sem(), np.sqrt((residual**2).sum() / (len(before) - 1) / len(before)) / before.mean(), atol=1e-12)
 
 
 def test_sides_exchanged_change_the_sign(rows):

@@ -13,9 +13,9 @@ SEED = 2_000_000  # of scenes that nobody trained on
 
 @pytest.fixture(scope="module")
 def noisy_scenes(vit):
-    "Scores, significance, and coverages of noise and object of 80 scenes with a square of noise."
+    "Scores, significance, and coverages of noise and object of 50 scenes with a square of noise."
     rows = []
-    for i in range(80):
+    for i in range(50):
         scene = make_scenes(1, SEED, start=i)
         noise = square_mask(vit.img_size, seed=i, avoid=scene.masks[0])
         x = inject_noise(load_image(scene.images[0], vit), noise, seed=i)

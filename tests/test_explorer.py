@@ -28,7 +28,9 @@ def photo(tmp_path, picture):
 
 
 def first_view(lab, **changes):
-    return changed(View(Run(next(iter(lab.images)), next(iter(lab.models)))), **changes)
+    "Of whole null images, unless it is said what they are."
+    whole = {} if {"null", "groups"} & changes.keys() else {"groups": 1}
+    return changed(View(Run(next(iter(lab.images)), next(iter(lab.models)))), **whole, **changes)
 
 
 def done(vit="scenes", images=None, **how):
@@ -83,14 +85,14 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize(
     "how",
     [
-        dict(null=Null(n=5)),
+        dict(null=Null(n=2)),
         dict(null=Null("patch", n=9, groups=1), recipe="paper", cuts=Cuts(p=0.1, z=0.5)),
         dict(null=Null(n=4, groups=1), recipe="released", cuts=Cuts(lfdr=0.2), seed=3),
-        dict(null=Null(n=6, width=2.0), score=Attention(layer=2), cuts=Cuts(q=0.3)),
-        dict(null=Null(n=6), score=Attention(layer=2, heads=1)),
+        dict(null=Null(n=6, width=2.0, groups=1), score=Attention(layer=2), cuts=Cuts(q=0.3)),
+        dict(null=Null(n=2), score=Attention(layer=2, heads=1)),
         dict(null=Null(n=20, groups=1), score=Attention(heads="max", query="mean"), recipe=Recipe(standardize="position")),
-        dict(null=Null(n=6, keep=np.eye(16) > 0), score=Score(brightness, signed=True)),
-        dict(null=Null(dim, n=6), score=lightness, recipe=Recipe(alternative="two-sided")),
+        dict(null=Null(n=2, keep=np.eye(16) > 0), score=Score(brightness, signed=True)),
+        dict(null=Null(dim, n=3, groups=1), score=lightness, recipe=Recipe(alternative="two-sided")),
     ],
 )
 @pytest.mark.filterwarnings("ignore:z. the Poisson fit failed")
@@ -102,18 +104,18 @@ def test_what_is_shown_is_what_regularize_gives(vit, photo, how):
 def test_a_chosen_map_is_the_one_of_regularize(vit, photo):
     lab, score = Lab(vit, photo), Score(contrast, signed=True, maps=("brightness", "red"))
     view = first_view(lab, score=score, n=5, p=0.2)
-    theirs = regularize(photo, vit, score, 5, cuts=Cuts(p=0.2), seed=0, batch_size=4)
+    theirs = regularize(photo, vit, score, Null(n=5, groups=1), cuts=Cuts(p=0.2), seed=0, batch_size=4)
     for j in range(2):
         assert_same(lab.result(replace(view, map=j)), theirs[j])
     assert_same(lab.result(view), theirs[0])
-    each = regularize(photo, vit, Attention(layer=(1, 2), heads="each"), 5, seed=0, batch_size=4)
+    each = regularize(photo, vit, Attention(layer=(1, 2), heads="each"), Null(n=5, groups=1), seed=0, batch_size=4)
     assert_same(lab.result(first_view(lab, score=Attention(layer=(1, 2), heads="each"), n=5, map=3)), each[3])
 
 
 def test_a_part_of_a_picture_is_left_out(vit, scene):
     masked = Masked(scene, np.arange(128)[:, None] + np.zeros((1, 128)) >= 40)
     lab = Lab(vit, {"part": masked})
-    ours, theirs = lab.result(first_view(lab, n=5)), regularize(masked, vit, null=5, seed=0, batch_size=4)
+    ours, theirs = lab.result(first_view(lab, n=5)), regularize(masked, vit, null=Null(n=5, groups=1), seed=0, batch_size=4)
     assert_same(replace(ours, settings=theirs.settings), theirs)
     assert ours.sig.tested.sum() == 16 * 11
 
@@ -204,7 +206,7 @@ def test_noise_is_measured_as_in_a_simulation(vit, scene):
     view = first_view(lab, n=5, square=(4, 90, 30))
     mask = square_mask(vit.img_size, 30, at=[(4, 90)])
     result, inside = (
-        regularize(to_pixels(inject_noise(load_image(scene, vit), mask, 0), vit), vit, null=5, seed=0, batch_size=4),
+        regularize(to_pixels(inject_noise(load_image(scene, vit), mask, 0), vit), vit, null=Null(n=5, groups=1), seed=0, batch_size=4),
         coverage(mask, vit.grid),
     )
     rows = numbers(lab.result(view), coverage(noise_mask(vit, view.run.square), vit.grid))

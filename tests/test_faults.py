@@ -316,7 +316,7 @@ def test_checkpoint_of_another_architecture_names_the_keys(tmp_path, vit):
 
 @pytest.fixture
 def result(vit, scene):
-    return regularize(scene, vit, null=1, seed=0)
+    return regularize(scene, vit, null=Null(n=1, groups=1), seed=0)
 
 
 def test_nothing_is_left_when_the_disk_is_full(tmp_path, result, monkeypatch):
@@ -371,7 +371,7 @@ def test_what_is_no_vit_is_told_so(vit, picture, tmp_path, wrong):
 
 
 def test_a_folder_is_no_name(vit, picture, tmp_path):
-    result = regularize(picture, vit, null=1)
+    result = regularize(picture, vit, null=Null(n=1, groups=1))
     with pytest.raises(ValueError, match="is a folder; give a name in it"):
         result.save(tmp_path)
     assert not list(tmp_path.iterdir())

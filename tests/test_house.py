@@ -119,6 +119,20 @@ def test_the_package_imports_no_module_by_itself():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_help_needs_no_extra():
+    "help(attnbootreg) and import * work where only the core is installed: they see no name that needs an extra."
+    code = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in ("pyarrow", "anywidget") else found(name, *more)
+import attnbootreg
+assert not {"Study", "compare_studies", "Explorer"} & {*dir(attnbootreg), *attnbootreg.__all__}
+assert set(attnbootreg.__all__) < set(dir(attnbootreg)) and "regularize" in attnbootreg.__all__
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_oldest_versions_are_those_of_the_settings():
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini", encoding="utf-8")

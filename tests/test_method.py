@@ -51,13 +51,13 @@ def test_default_number_of_null_images(vit, scene):
 
 
 def test_a_seed_is_written_down(vit, scene):
-    one = regularize(scene, vit, null=2)
-    np.testing.assert_array_equal(one.null, regularize(scene, vit, null=2, seed=one.settings["seed"]).null)
+    one = regularize(scene, vit, null=Null(n=2, groups=1))
+    np.testing.assert_array_equal(one.null, regularize(scene, vit, null=Null(n=2, groups=1), seed=one.settings["seed"]).null)
 
 
 def test_the_global_random_state_is_left_alone(vit, scene):
     state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()
-    regularize(scene, vit, null=2, seed=0)
+    regularize(scene, vit, null=Null(n=2, groups=1), seed=0)
     assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == legacy).all()
 
 
@@ -65,14 +65,14 @@ def test_the_global_random_state_is_left_alone(vit, scene):
                          ids=["tuple", "iterator", "tensor", "array"])  # fmt: skip
 def test_many_images(vit, many):
     images = list(make_scenes(2, seed=1).images)
-    results = regularize(many(images), vit, null=2, seed=3)
+    results = regularize(many(images), vit, null=Null(n=2, groups=1), seed=3)
     assert len(results) == 2
     for i, res in enumerate(results):
-        np.testing.assert_array_equal(res.sig.p, regularize(images[i], vit, null=2, seed=3 + i).sig.p)
+        np.testing.assert_array_equal(res.sig.p, regularize(images[i], vit, null=Null(n=2, groups=1), seed=3 + i).sig.p)
 
 
 def test_save_and_load(tmp_path, vit, scene):
-    res = regularize(scene, vit, null=2, seed=0)
+    res = regularize(scene, vit, null=Null(n=2, groups=1), seed=0)
     files = res.save(tmp_path / "deep" / "a.b")
     assert (
         sorted(path.name for path in files)
@@ -87,7 +87,7 @@ def test_save_and_load(tmp_path, vit, scene):
 
 
 def test_every_file_names_the_version_that_wrote_it(tmp_path, vit, scene):
-    regularize(scene, vit, null=1, seed=0).save(tmp_path / "a")
+    regularize(scene, vit, null=Null(n=1, groups=1), seed=0).save(tmp_path / "a")
     assert np.load(tmp_path / "a.npz")["version"] == __version__
     assert json.loads((tmp_path / "a.json").read_text())["settings"]["versions"]["attnbootreg"] == __version__
     assert Image.open(tmp_path / "a.png").text["Software"] == f"attnbootreg {__version__}"
@@ -138,7 +138,7 @@ def test_numpy_numbers_are_numbers(tmp_path, vit, scene):
 def test_saving_never_overwrites_the_picture(tmp_path, vit, picture):
     picture.save(tmp_path / "dog.png")
     with pytest.raises(ValueError, match="would be overwritten"):
-        regularize(tmp_path / "dog.png", vit, null=1, seed=0).save(tmp_path / "dog")
+        regularize(tmp_path / "dog.png", vit, null=Null(n=1, groups=1), seed=0).save(tmp_path / "dog")
 
 
 def flipped(x, generator):
@@ -153,13 +153,13 @@ def test_function_of_your_own(vit, scene):
 
 def test_rectangular_grid():
     vit = load_vit("vit_tiny_patch16_224", pretrained=False, img_size=(64, 80), device="cpu")
-    res = regularize(np.random.default_rng(0).random((50, 70)), vit, null=2, seed=0)
+    res = regularize(np.random.default_rng(0).random((50, 70)), vit, null=Null(n=2, groups=1), seed=0)
     assert res.scores.shape == (4, 5) and res.image.shape == (64, 80, 3)
     assert res.plot().to_png()
 
 
 def test_shown_in_a_notebook(vit, scene):
-    res = regularize(scene, vit, null=1, seed=0)
+    res = regularize(scene, vit, null=Null(n=1, groups=1), seed=0)
     assert res._repr_png_().startswith(b"\x89PNG")
     assert "patches at p" in repr(res) and "0x" not in repr(res)
     table = res.summary()

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from attnbootreg import Attention, attention_scores, list_models, load_image, load_vit, perturb, regularize
+from attnbootreg import Attention, Null, attention_scores, list_models, load_image, load_vit, perturb, regularize
 from attnbootreg.loading import TABLE, try_timm
 
 
@@ -434,7 +434,7 @@ def test_modules_with_get_last_selfattention(size, scene):
     torch.testing.assert_close(attention_scores(x, vit, heads="each", query=(1, 2)).flatten(2), own[:, :, 1 + w + 2, 1:])
     with pytest.raises(ValueError, match="layer: -2 is not a block"):
         attention_scores(x, vit, layer=-2)
-    assert regularize(scene, vit, null=2, seed=0).scores.shape == (h, w)
+    assert regularize(scene, vit, null=Null(n=2, groups=1), seed=0).scores.shape == (h, w)
 
 
 def test_get_last_selfattention_must_give_a_softmax():
@@ -562,7 +562,7 @@ def test_names_of_such_models_are_refused_before_anything_is_fetched(name, monke
 def test_any_of_them_is_regularized(name, scene):
     "Without a word about the query; the result says whom it asked."
     vit = load_vit(sharpened(TIMM[name][0]()), device="cpu")
-    res = regularize(scene, vit, null=2, seed=0)
+    res = regularize(scene, vit, null=Null(n=2, groups=1), seed=0)
     asked = {"SigLIP, attention pooling": "pool", "average pooling, no class token": "mean"}.get(name, "cls")
     assert res.scores.shape == vit.grid and res.settings["score"]["query"] == vit.query == asked
     assert (f"query={asked}" in repr(res) + res.plot()._suptitle.get_text()) == (asked != "cls")

@@ -526,7 +526,7 @@ def test_null_images_are_scored_for_the_class_of_the_picture(kind):
     assert settled(kind(), vit, x[0]) == kind(name)
     left_open, named = (Null(n=5).scores(x[0], vit, score, seed=0).values for score in (kind(), kind(name)))
     np.testing.assert_array_equal(left_open, named)
-    results = [regularize(scenes.images[0], vit, score, 5, seed=0) for score in (kind(), kind(name))]
+    results = [regularize(scenes.images[0], vit, score, Null(n=5, groups=1), seed=0) for score in (kind(), kind(name))]
     np.testing.assert_array_equal(results[0].sig.p, results[1].sig.p)
     assert results[0].settings == results[1].settings and results[0].settings["score"]["target"] == name
 
@@ -539,7 +539,7 @@ def test_null_images_are_scored_for_the_class_of_the_picture(kind):
 )
 def test_from_the_image_to_the_file(tmp_path, score):
     vit, scenes, _ = ambiguous()
-    res = regularize(scenes.images[0], vit, score, 5, seed=0)
+    res = regularize(scenes.images[0], vit, score, Null(n=5, groups=1), seed=0)
     assert res.sig.recipe.alternative == ("two-sided" if score.signed else "greater") and res.sig.recipe.scale == score.scale
     assert res.labels == (("red ring", "green bar") if isinstance(getattr(score, "target", None), tuple) else ())
     if score.signed:
@@ -553,7 +553,7 @@ def test_from_the_image_to_the_file(tmp_path, score):
 def test_concepts_are_saved_with_their_numbers(tmp_path):
     vit, scenes, x = ambiguous()
     concept = Concept.of("one", x[:2], vit)
-    res = regularize(scenes.images[3], vit, CDAM(concept), 3, seed=0)
+    res = regularize(scenes.images[3], vit, CDAM(concept), Null(n=3, groups=1), seed=0)
     res.save(tmp_path / "scene")
     assert "CDAM(target=one), recipe" in _title(res)
     assert Regularized.load(tmp_path / "scene").settings["score"]["target"] == dict(type="Concept", name="one", vector=list(concept.vector))
@@ -561,7 +561,7 @@ def test_concepts_are_saved_with_their_numbers(tmp_path):
 
 def test_a_study_of_maps(tmp_path):
     vit = load_vit("scenes", device="cpu")
-    study = Study(score=(CDAM(), CDAM(("red ring", "blue bar")), Rollout(), GradCAM(layer=4)), null=3)
+    study = Study(score=(CDAM(), CDAM(("red ring", "blue bar")), Rollout(), GradCAM(layer=4)), null=Null(n=3, groups=1))
     rows = load_study(run_study("scenes", vit, tmp_path / "study", study, limit=2, progress=False))
     assert rows["error"].isna().all() and len(rows) == 2 * 5
     assert set(rows["score"]) == {"CDAM()", "CDAM(target=('red ring', 'blue bar'))", "Rollout()", "GradCAM(layer=4)"}
@@ -598,7 +598,7 @@ def test_captum_goes_the_whole_way():
     captum = pytest.importorskip("captum.attr")
     vit, scenes, _ = ambiguous()
     score = Captum(captum.Saliency(vit.model), signed=False)
-    res = regularize(scenes.images[0], vit, score, 3, seed=0)
+    res = regularize(scenes.images[0], vit, score, Null(n=3, groups=1), seed=0)
     assert res.settings["score"]["method"].endswith("Saliency.attribute") and res.settings["score"]["target"] in vit.classes
     assert res.sig.recipe.alternative == "greater" and (res.scores > 0).all()
 
@@ -638,5 +638,5 @@ def test_eigen_cam_goes_the_whole_way():
     cams = pytest.importorskip("pytorch_grad_cam")
     vit, scenes, _ = ambiguous()
     score = PytorchGradCAM(cams.EigenCAM(vit.model, [vit.model.blocks[-1].norm1], tokens_to_grid(vit)))
-    res = regularize(scenes.images[0], vit, score, 3, seed=0)
+    res = regularize(scenes.images[0], vit, score, Null(n=3, groups=1), seed=0)
     assert res.scores.shape == vit.grid and res.settings["score"]["cam"] == "pytorch_grad_cam.eigen_cam:EigenCAM"

@@ -118,7 +118,7 @@ def test_exact_zeros_are_there_and_stay_zero(vit, scene):
 def test_the_same_score_however_it_is_given(vit, scene):
     named = import_score(f"{__name__}:token_norm")
     ways = (token_norm, Score(token_norm), named, pickle.loads(pickle.dumps(named)))
-    results = [regularize(scene, vit, score, 2, seed=0) for score in ways]
+    results = [regularize(scene, vit, score, Null(n=2, groups=1), seed=0) for score in ways]
     for res in results[1:]:
         assert res.settings == results[0].settings and res.settings["score"]["function"] == "test_scores:token_norm"
         np.testing.assert_array_equal(res.sig.p, results[0].sig.p)
@@ -165,7 +165,7 @@ def test_automatic_number_of_null_images(vit, name):
 
 def test_metrics_of_signed_maps_are_those_of_their_sizes(vit, scene):
     inside = coverage(square_mask(vit.img_size, seed=0), vit.grid)
-    res = regularize(scene, vit, SCORES["signed"], 5, seed=0)
+    res = regularize(scene, vit, SCORES["signed"], Null(n=5, groups=1), seed=0)
     before, after = [], []
     for map in res.maps.values():
         one, size = (roi_metrics(*values, inside) for values in ((map, res.scores), (np.abs(map), np.abs(res.scores))))
@@ -183,7 +183,7 @@ def test_metrics_of_signed_maps_are_those_of_their_sizes(vit, scene):
 
 @pytest.mark.parametrize("name", ["signed", "two maps", "positive"])
 def test_null_scores_do_not_depend_on_the_batch_size(vit, scene, name):
-    one, other = (np.asarray(regularize(scene, vit, SCORES[name], 5, seed=0, batch_size=size).null) for size in (1, 4))
+    one, other = (np.asarray(regularize(scene, vit, SCORES[name], Null(n=5, groups=1), seed=0, batch_size=size).null) for size in (1, 4))
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 

@@ -146,6 +146,8 @@ def check_pictures(page: Page, site: "Site") -> list[str]:
             given = re.search(r"^#\|\s*fig-alt:(.+)$", source, re.M)
             alts = yaml.safe_load(given[1]) if given else []
             alts = [alts] if isinstance(alts, str) else alts
+            if "%" in given[1] if given else False:
+                complaints.append(f"Quarto stumbles over a % in an alt text: {given[1][:80]!r}")
             if len(alts) != len(pictures) or not all(isinstance(alt, str) and len(alt) > 20 for alt in alts):
                 complaints.append(f"{len(pictures)} pictures, {len(alts)} alt texts: {source[:80]!r}")
     return complaints
@@ -184,7 +186,41 @@ def check_machine(page: Page, site: "Site") -> list[str]:
     return [f"a path of this machine: {found}" for found in re.findall(r"(?<![\w.])/(?:work|tmp|root|home)/\S*", "\n".join(texts))]
 
 
-CHECKS = [check_front_matter, check_links, check_pictures, check_math, check_outputs, check_machine]
+WIDTH = 83  # characters of code that fit the column of a page
+LINES = 50  # of a cell that is not folded, in a tutorial
+
+
+def shown_code(cell) -> list[str]:
+    "Lines of code that a reader sees; none of a cell that is not echoed."
+    lines = "".join(cell["source"]).splitlines()
+    options = [line for line in lines if line.startswith("#|")]
+    hidden = any(re.match(r"#\|\s*(echo:\s*false|include:\s*false|hide\b)", line) for line in options)
+    return [] if hidden else [line for line in lines if not line.startswith("#|")]
+
+
+def check_widths(page: Page, site: "Site") -> list[str]:
+    "Code and printed results fit the column, and no cell of a tutorial is long, unless it is folded."
+    complaints = []
+    for cell in page.cells:
+        lines = shown_code(cell)
+        complaints += [f"code of {len(line)} characters: {line.strip()[:70]}" for line in lines if len(line) > WIDTH]
+        folded = "code-fold: true" in "".join(cell["source"])
+        if page.name.startswith("tutorials/") and len(lines) > LINES and not folded:
+            complaints.append(f"a cell of {len(lines)} lines: {lines[0][:70]}")
+        if "output: false" in "".join(cell["source"]):
+            continue
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            richer = any(kind in data for kind in ("text/html", "text/markdown", "image/png", "image/svg+xml"))
+            text = "".join(output.get("text", "") or ("" if richer else data.get("text/plain", "")))
+            aligned = [line for line in text.splitlines() if re.search(r"\S {2,}\S", line)]  # a table; prose is wrapped by styles.css
+            complaints += [f"output of {len(line)} characters: {line[:70]}" for line in aligned if len(line) > WIDTH]
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", page.text, re.S | re.M):
+        complaints += [f"code of {len(line)} characters: {line.strip()[:70]}" for line in block.splitlines() if len(line) > WIDTH]
+    return complaints
+
+
+CHECKS = [check_front_matter, check_links, check_pictures, check_math, check_outputs, check_machine, check_widths]
 
 # ---- the site
 
@@ -207,15 +243,25 @@ def site(tmp_path_factory):
     for name in ("settings.ini", "_quarto.yml"):
         shutil.copy(ROOT / name, root)
     code = "import os; from nbdev.serve import proc_nbs; proc_nbs(n_workers=0); os._exit(0)"  # its shells take ten seconds to say goodbye
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore::SyntaxWarning", "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, f"nbdev cannot make the pages:\n{done.stderr[-2000:]}"
+    assert "imports and other code" not in done.stderr, f"nbdev runs cells that hold imports: give these a cell of their own\n{done.stderr}"
     return Site(root / "_proc")
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_pages(site, check):
-    complaints = [f"{page.name}: {complaint}" for page in site.pages for complaint in check(page, site)]
+    pages = [page for page in site.pages if check is not check_widths or not page.name[:2].isdigit()]
+    complaints = [f"{page.name}: {complaint}" for page in pages for complaint in check(page, site)]
     assert not complaints, "\n".join(complaints)
+
+
+def test_widths_of_module_pages(site):
+    "Strings and tables of cases that nothing can fold: few, and no more than there were."
+    modules = [page for page in site.pages if page.name[:2].isdigit()]
+    complaints = [f"{page.name}: {complaint}" for page in modules for complaint in check_widths(page, site)]
+    narrow = '"nbs/[0-9]*.ipynb"' in (ROOT / "pyproject.toml").read_text()  # tools/format.py lays these pages out
+    assert len(complaints) <= (110 if narrow else 1000), "\n".join(complaints)
 
 
 def listed(contents):
@@ -237,7 +283,7 @@ def test_no_text_is_lost(path):
 
 def test_sidebar_lists_each_page_once(site):
     entries = list(listed(SITE["website"]["sidebar"]["contents"]))
-    assert sorted(entries) == sorted(page.name for page in site.pages)
+    assert sorted(entries) == sorted(page.name for page in site.pages if page.name != "404.qmd")
     assert len({page.html for page in site.pages}) == len(site.pages), "two pages would be written to one file"
 
 
@@ -245,7 +291,11 @@ def test_menu_leads_to_pages(site):
     navbar = SITE["website"]["navbar"]
     menu = Page("menu.qmd", {}, "\n".join(f"[x]({href})" for href in listed([*navbar["left"], *navbar["right"]])))
     assert not check_links(menu, site)
-    assert (site.folder / SITE["website"]["image"]).exists()
+    website = SITE["website"]
+    assert (site.folder / website["image"]).exists() and (site.folder / website["favicon"]).exists()
+    assert website["open-graph"]["image"] == website["twitter-card"]["image"] == HOST + website["image"]
+    assert {website["image"], website["favicon"]} <= set(SITE["project"]["resources"])
+    assert (site.folder / SITE["format"]["html"]["include-after-body"]).exists()
 
 
 def test_names_become_links(site):
@@ -270,7 +320,9 @@ DOCUMENTED = {
     "format": {"html", "commonmark"},
     "format.html": {
         "theme", "respect-user-color-scheme", "css", "toc", "toc-depth", "code-copy", "code-overflow", "link-external-newwindow",
+        "include-after-body",
     },
+    "format.commonmark": {"variant"},
     "format.html.theme": {"light", "dark"},
     "website": {
         "title", "description", "site-url", "repo-url", "repo-branch", "repo-actions", "image", "image-alt", "favicon", "open-graph",
@@ -285,6 +337,7 @@ DOCUMENTED = {
     "website.navbar.right": ITEM,
     "website.sidebar": {"id", "title", "style", "background", "contents", "collapse-level", "search", "border", "alignment"},
     "website.sidebar.contents": {"section", "contents", "text", "href"},
+    "website.sidebar.contents.contents": {"section", "contents", "text", "href"},
     "website.page-footer": {"left", "center", "right", "border", "background", "foreground"},
     "website.page-footer.right": ITEM,
 }  # fmt: skip
@@ -292,6 +345,7 @@ DOCUMENTED = {
 
 def unknown_keys(value, where=""):
     "Keys of a configuration that are not in `DOCUMENTED`."
+    where = re.sub(r"(contents\.contents)(\.contents)+$", r"\1", where)  # sections in sections
     if isinstance(value, list):
         return [found for item in value for found in unknown_keys(item, where)]
     if not isinstance(value, dict):
@@ -300,6 +354,28 @@ def unknown_keys(value, where=""):
     return [inside(key) for key in value if key not in DOCUMENTED.get(where, set())] + [
         found for key, item in value.items() for found in unknown_keys(item, inside(key))
     ]
+
+
+def test_reading_order():
+    "Next at the foot of a page: first page, tutorials, then the reference, then how it is made, in the order of the modules."
+    entries = list(listed(SITE["website"]["sidebar"]["contents"]))
+    modules = [name for name in entries if name[:2].isdigit()]
+    assert entries[:4] == ["index.ipynb", "guide.qmd", "gallery.qmd", "tutorials/quickstart.ipynb"] and modules == sorted(modules)
+    assert entries.index("tutorials/speed.ipynb") < entries.index("reference/regularize.qmd") < entries.index(modules[0])
+
+
+def test_nbdev_leaves_the_readme_alone():
+    "nbdev_docs would write it from this notebook, if there were one."
+    settings = (ROOT / "settings.ini").read_text()
+    assert not (ROOT / "nbs" / re.search(r"^readme_nb = (.+)$", settings, re.M)[1]).exists()
+    assert "renderer = attnbootreg._docs.Renderer" in settings
+
+
+def test_reference_pages_have_tables(site):
+    "Below each exported function stands a table of its parameters, not a signature with comments."
+    text = site.find("23_method.ipynb").text
+    assert "| `image` |" in text or "| `image`" in text
+    assert not re.search(r"^def regularize\(", text, re.M)
 
 
 def test_configuration_has_documented_keys(site):
@@ -329,11 +405,16 @@ BROKEN = [
     (check_pictures, "x.qmd", "![a](images/nothing.png)", "no such picture"),
     (check_pictures, "x.ipynb", notebook("plot()", data={"image/png": ""}), "1 pictures, 0 alt texts"),
     (check_pictures, "x.ipynb", notebook("f()", data={"text/html": "<img src='a.png'>"}), "no alt"),
+    (check_pictures, "x.ipynb", notebook('#| fig-alt: "A rate of 5 % and more."', data={"image/png": ""}), "stumbles"),
     (check_math, "x.qmd", "It is $x_i and so on.", "lone"),
     (check_math, "x.qmd", "$$ x = 1\n\nand so on", "lone"),
     (check_math, "x.qmd", "$x_{i$", "unbalanced"),
     (check_outputs, "x.ipynb", notebook("f()", ename="ValueError").replace("display_data", "error"), "error"),
     (check_outputs, "x.ipynb", notebook("f()", data={"application/vnd.jupyter.widget-view+json": {}}), "widget"),
+    (check_widths, "x.ipynb", notebook("f(" + 90 * "x" + ")"), "code of 93"),
+    (check_widths, "x.ipynb", notebook("f()", text="x  " + 90 * "x"), "output of 93"),
+    (check_widths, "tutorials/x.ipynb", notebook(60 * "f()\n"), "a cell of 60"),
+    (check_widths, "x.qmd", "```sh\n" + 90 * "x" + "\n```", "code of 90"),
     (check_machine, "x.ipynb", notebook("f()", text=["in /tmp/x"]), "/tmp/x"),
 ]  # fmt: skip
 
@@ -350,3 +431,22 @@ def test_checks_can_pass(site):
     site_and_page = Site.__new__(Site)
     site_and_page.folder, site_and_page.pages = site.folder, [*site.pages, page]
     assert not [complaint for check in CHECKS for complaint in check(page, site_and_page)]
+
+
+def test_links_of_a_rendered_site(tmp_path):
+    "tools/links.py, which checks what Quarto has made, finds what is broken and nothing else."
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("links", ROOT / "tools" / "links.py")
+    links = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(links)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(f'<h1 id="a">A</h1><a href="sub/b.html#c">b</a><a href="{HOST}sub/b.html">b</a><a href="#a">a</a>')
+    (tmp_path / "sub" / "b.html").write_text(
+        '<p id="c"><a href="../index.html#a">a</a><a href="../">a</a><a href="https://x.org/n">x</a><a href="#top">t</a>'
+    )
+    assert links.broken(tmp_path) == []
+    (tmp_path / "sub" / "b.html").write_text(
+        f'<a href="../no.html">a</a><a href="#c">c</a><a href="{HOST}index.html#no">i</a><img src="no.png">'
+    )
+    assert [found.split()[1] for found in links.broken(tmp_path)] == ["sub/b.html#c", "../no.html", "#c", f"{HOST}index.html#no", "no.png"]

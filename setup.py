@@ -61,7 +61,7 @@ setup(
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("study", "explore", "hf", "medical", "ray", "dev")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("study", "urls", "explore", "hf", "medical", "ray", "dev")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from attnbootreg.shrinkage import shrink
     from attnbootreg.simulation import Noise, coverage, diffuse_mask, inject_noise, square_mask
     from attnbootreg.statistics import Significance, estimate_pi0, hommel_bound, local_fdr, p_values, q_values, significance, z_scores
-    from attnbootreg.study import Engine, Study, load_study, run_study, summarize
+    from attnbootreg.runs import Engine, Plan, Status, plan_study, run_study, study_status
+    from attnbootreg.sources import Source, Sources
+    from attnbootreg.study import Study, load_study, summarize
     from attnbootreg.widget import Explorer
 
 _MODULES = {
@@ -60,7 +62,9 @@ _MODULES = {
     "shrinkage": "shrink",
     "simulation": "Noise coverage diffuse_mask inject_noise square_mask",
     "statistics": "Significance estimate_pi0 hommel_bound local_fdr p_values q_values significance z_scores",
-    "study": "Engine Study load_study run_study summarize",
+    "runs": "Engine Plan Status plan_study run_study study_status",
+    "sources": "Source Sources",
+    "study": "Study load_study summarize",
     "widget": "Explorer",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

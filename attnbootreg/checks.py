@@ -379,9 +379,9 @@ def need(
     Parameters
     ----------
     module : str
-        The name of the module: "pyarrow", "ray.data".
+        The name of the module: "pyarrow", "ray".
     extra : str
-        The extra that installs it: "study", "explore", "hf", "medical" or
+        The extra that installs it: "study", "urls", "explore", "hf", "medical" or
         "ray".
 
     Returns

@@ -15,9 +15,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import Enum
 from importlib.util import find_spec
-from itertools import chain, count, product
+from itertools import chain, count, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # imported by the commands that need them, so that --help is 
     from attnbootreg.method import Regularized
     from attnbootreg.parts import Pictures
     from attnbootreg.recipes import Cuts, Recipe
+    from attnbootreg.runs import Plan
     from attnbootreg.scores import ScoreMap
 
     _Settings = tuple[ViT, ScoreMap, Null, Recipe, Cuts]  # as `regularize` takes them
@@ -736,9 +738,12 @@ def _study_cuts(ps: list[float] | None, q: float | None, lfdr: float | None, z: 
 def _study(
     images: Annotated[
         str,
-        typer.Argument(help="A folder, a pattern in quotes, a table (CSV or Parquet) with a column path, or scenes.", show_default=False),
+        typer.Argument(
+            help="A folder, a pattern in quotes, a table (CSV or Parquet) with a column path, shards (*.tar), a URL, or scenes.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the study; started again, the command goes on where it stopped.")],
+    out: Annotated[str, typer.Option(help="Folder or URL of the study; started again, the command goes on where it stopped.")],
     model: Model = "scenes",
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
@@ -795,6 +800,7 @@ def _study(
     engine: Annotated[Engines, typer.Option(help="This process, or Ray.")] = Engines.local,
     workers: Annotated[int, typer.Option(help="For Ray: how many, each with a model.")] = 2,
     address: Annotated[str | None, typer.Option(help="For Ray: of a cluster.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute eight images, write nothing, and say what all of them take.")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
     as_json: Json = False,
@@ -803,7 +809,8 @@ def _study(
     "Put noise into every image of a dataset, regularize, and write a row of metrics for each image and setting."
     from attnbootreg.loading import load_vit
     from attnbootreg.simulation import Noise
-    from attnbootreg.study import Engine, Study, run_study
+    from attnbootreg.runs import Engine, plan_study, run_study
+    from attnbootreg.study import Study
 
     try:
         vit: ViT | None = None
@@ -823,7 +830,11 @@ def _study(
             predict=predict and predict.value,
         )
         vit = vit or load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
-        run_study(images, vit, out, plan, limit, Engine(engine.value, workers, address), progress=not quiet)
+        run = Engine(engine.value, workers, address)
+        if dry_run:
+            _tell_plan(plan_study(images, vit, plan, limit), as_json)
+            return
+        run_study(images, vit, out, plan, limit, run, progress=not quiet)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         _stop(error, 2)
     except OSError as error:
@@ -831,26 +842,45 @@ def _study(
     _tell_study(out, as_json, quiet)
 
 
-def _tell_study(out: Path, as_json: bool, quiet: bool) -> None:
-    "How many images of a study are done, how fast, and what went wrong; status 1 if nothing went well."
-    from attnbootreg.study import load_study
+def _tell_plan(plan: "Plan", as_json: bool) -> None:
+    "What a study will take."
+    _tell(str(plan), {**asdict(plan), "hours": plan.hours}, as_json, quiet=False)
 
-    rows = load_study(out, ["image", "error", "seconds", "seconds_forward"])
-    failed, fine = rows["error"].notna().sum(), rows[rows["error"].isna()]
-    for one in rows[rows["error"].notna()].head(5).itertuples():
-        typer.echo(f"attnbootreg: {one.image}: {one.error}", err=True)
-    total = fine["seconds"].sum()
+
+def _tell_study(out: str, as_json: bool, quiet: bool) -> None:
+    "How many images of a study are done, how fast, and what went wrong; status 1 if nothing went well."
+    from attnbootreg.runs import study_status
+    from attnbootreg.store import Store
+
+    status, store = study_status(out), Store(out)
+    failed = dict(store.errors())
+    for image, error in islice(failed.items(), 5):
+        typer.echo(f"attnbootreg: {image}: {error}", err=True)
     card: dict[str, Any] = dict(
-        out=out, images=int(rows["image"].nunique() - failed), errors=int(failed), rows=len(fine),
-        images_a_second=float(fine["image"].nunique() / total) if len(fine) else None,
-        share_in_the_model=float(fine["seconds_forward"].sum() / total) if len(fine) else None,
+        out=out, images=status.done - len(failed), errors=len(failed), rows=store.rows() - len(failed),
+        images_a_second=status.rate or None, share_in_the_model=status.in_model if status.rate else None,
     )  # fmt: skip
     text = "{images} images done, {errors} with an error; {rows} rows in {out}".format(**card)
-    if len(fine):
-        text += "\n{images_a_second:.2f} images a second and worker, {share_in_the_model:.0%} of the time in the model".format(**card)
+    if status.rate:
+        text += "\n{images_a_second:.2f} images a second, {share_in_the_model:.0%} of the workers' time in the model".format(**card)
     _tell(text, card, as_json, quiet)
-    if failed and not len(fine):
+    if failed and not card["images"]:
         raise typer.Exit(1)
+
+# %% ../nbs/39_cli.ipynb #23b288e2
+@app.command("status")
+def _status(
+    study: Annotated[str, typer.Argument(help="Folder or URL of a study, which may be running elsewhere.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    "Show how far a study is, how fast it goes, and how long it will take."
+    from attnbootreg.runs import study_status
+
+    try:
+        status = study_status(study)
+    except (ValueError, OSError, ImportError) as error:
+        _stop(error, 2)
+    _tell(str(status), {**asdict(status), "seconds_left": status.seconds_left}, as_json, quiet=False)
 
 # %% ../nbs/39_cli.ipynb #2baed2cb
 LEGEND = """\
@@ -861,7 +891,7 @@ kept by |z|   share of the rows whose mean |z| in the noise is at most 1, or the
 
 @app.command("summarize")
 def _summarize(
-    study: Annotated[Path, typer.Argument(help="Folder of a study.", show_default=False)],
+    study: Annotated[str, typer.Argument(help="Folder or URL of a study.", show_default=False)],
     by: Annotated[list[str], typer.Option(help="Column to group by; may be repeated.")] = ["category"],
     z_filter: Annotated[float | None, typer.Option(help="Keep images with a mean |z| in the noise of at most this; the paper: 1.")] = None,
     as_json: Json = False,
@@ -937,7 +967,7 @@ FIT_SEED = 6_000_000  # of scenes that banks are fitted to: neither those of tra
 def _bank_pictures(images: str, limit: int | None, vit: "ViT", seed: int) -> list[Any]:
     "Paths of pictures, or scenes."
     from attnbootreg.scenes import make_scenes
-    from attnbootreg.study import list_sources
+    from attnbootreg.sources import list_sources
 
     sources = list_sources(images, limit)
     return [one.path for one in sources] if sources[0].path else list(make_scenes(len(sources), seed, size=vit.img_size[0]).images)
@@ -1099,7 +1129,7 @@ def _make_studies(
 ) -> None:
     "The studies behind the figures, with an estimate of the time before they start."
     from attnbootreg.figures import estimate_seconds, paper_studies
-    from attnbootreg.study import run_study
+    from attnbootreg.runs import run_study
 
     studies = paper_studies(recipes, n, seed)
     missing, seconds = (0, 0.0) if quiet else estimate_seconds(images, vit, folder, studies, limit)
@@ -1189,7 +1219,8 @@ def _demo(
 
 # %% ../nbs/39_cli.ipynb #5ba10af1
 _EXTRAS = {
-    "study": ["pyarrow"],
+    "study": ["pyarrow", "fsspec"],
+    "urls": ["aiohttp"],
     "explore": ["ipywidgets", "anywidget", "jupyterlab"],
     "hf": ["transformers"],
     "ray": ["ray"],

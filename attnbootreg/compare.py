@@ -7,7 +7,6 @@ __all__ = ['CHUNK', 'NOISE', 'METRICS', 'Metric', 'SignFlip', 'sign_flip', 'line
            'mean_interval', 'plot_differences', 'GroupMap', 'group_map', 'active_heads']
 
 # %% ../nbs/34_compare.ipynb #6e88901a
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from .files import write_beside
 from .plots import Picture
 from .recipes import Cuts
 from .statistics import q_values
+from .store import read_settings
 from .study import SETTINGS, load_study
 
 # %% ../nbs/34_compare.ipynb #5a6608ee
@@ -148,7 +148,7 @@ def _check_folders(one: str | os.PathLike | pd.DataFrame, two: str | os.PathLike
     "What differs between the models of two folders. Raises `ValueError` for another seed or input, with which noise lies elsewhere."
     if isinstance(one, pd.DataFrame) or isinstance(two, pd.DataFrame):
         return {}
-    settings = [json.loads(Path(folder, "study.json").read_text(encoding="utf-8")) for folder in (one, two)]
+    settings = [read_settings(folder) for folder in (one, two)]
     fixed = {"seed": [each["study"]["seed"] for each in settings], "img_size": [each["model"]["img_size"] for each in settings]}
     for name, (first, second) in fixed.items():
         if first != second:

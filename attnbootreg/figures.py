@@ -35,11 +35,11 @@ from .metrics import minmax_mean, roi_cuts, roi_percentile
 from .plots import Picture, plot_images, plot_map
 from .recipes import Cuts, Recipe, as_recipe
 from .shrinkage import median_cuts, shrink
-from .simulation import Noise, inject_noise
+from .simulation import Noise
 from .statistics import Significance, significance
-from attnbootreg.study import (
-    SETTINGS, Source, Study, _done, _read, _read_settings, _score_case, _seed_of, list_sources, load_study, study_image, summarize,
-)  # fmt: skip
+from .sources import Source, list_sources, read_source
+from .store import Done, Store, read_settings
+from .study import SETTINGS, Study, load_study, score_case, study_image, summarize
 
 # %% ../nbs/35_figures.ipynb #5ed70edf
 COLORS = {"p": "tab:orange", "lfdr": "tab:purple", "pi0": "tab:green", "q": "tab:olive"}
@@ -455,13 +455,10 @@ def make_example(
     Example
     """
     where, score = Noise(noise) if isinstance(noise, str) else noise, Attention()
-    clean, _, object_ = _read(source, vit)
-    own_seed = _seed_of(source, seed)
-    case = _score_case(where, score, clean, object_, own_seed, vit, Study(where, score, null, recipe))
-    x = inject_noise(clean, where.mask(vit.img_size, own_seed, object_), own_seed)
+    case = score_case(where, score, read_source(source, vit), vit, Study(where, score, null, recipe, seed=seed))
     draws = replace(case.nulls[0], values=case.nulls[0].values[0])
     sig = significance(case.scores[0], draws, as_recipe(recipe).resolved(score.scale, score.signed))
-    return Example(source.name, to_pixels(x, vit), case.scores[0], sig, case.roi)
+    return Example(source.name, to_pixels(case.x, vit), case.scores[0], sig, case.roi)
 
 # %% ../nbs/35_figures.ipynb #f02015a3
 def _note(map: np.ndarray, example: Example) -> str:
@@ -689,8 +686,8 @@ def estimate_seconds(
     """
     sources, missing, seconds = list_sources(images, limit), 0, 0.0
     for folder, study in studies.items():
-        done = _done(Path(out, folder)) if Path(out, folder).is_dir() else set()
-        left = [source for source in sources if source.name not in done]
+        absent = Done(Store(Path(out, folder))).missing([source.name for source in sources])
+        left = [source for source, lacks in zip(sources, absent) if lacks]
         missing = max(missing, len(left))
         if left:
             study_image(left[0], vit, replace(study, null=1, noise="none"))  # the first pass of a model takes longer
@@ -841,7 +838,7 @@ def choose_examples(
 
 def _null_images(source: Source, vit: ViT) -> Picture:
     "An image and null images of two kinds (S14)."
-    x = _read(source, vit)[0]
+    x = read_source(source, vit).x
     drawn = {kind: to_pixels(bootstrap_images(x, 1, kind, seed=0)[0], vit) for kind in ("normal", "pixel")}
     return plot_images([to_pixels(x, vit), *drawn.values()], ["image", "normal", "pixel (resampled)"])
 
@@ -1020,7 +1017,7 @@ def write_figures(
     Path
         The page, index.html.
     """
-    folder, settings = Path(study), _read_settings(Path(study))
+    folder, settings = Path(study), read_settings(Path(study))
     table = load_study(folder)
     fine = table[table["error"].isna()]
     if fine.empty:

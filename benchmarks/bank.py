@@ -25,7 +25,8 @@ from attnbootreg.attention import attention_scores
 from attnbootreg.bank import NullBank, moments_of
 from attnbootreg.explorer import Lab, Run, View
 from attnbootreg.scores import score_maps
-from attnbootreg.study import Source, study_image
+from attnbootreg.sources import Source
+from attnbootreg.study import study_image
 from beside import pictures_of
 
 ALPHAS = (0.01, 0.05, 0.1, 0.3)

@@ -36,7 +36,7 @@ from attnbootreg.files import write_beside
 from attnbootreg.recipes import RECIPES
 from attnbootreg.scores import ScoreMap, score_maps, settled
 from attnbootreg.shrinkage import shrink_all
-from attnbootreg.study import list_sources
+from attnbootreg.sources import list_sources
 
 ALPHAS = (0.01, 0.05, 0.1, 0.3)
 SEED = 9_000_000  # of scenes that no model was trained on

@@ -388,6 +388,11 @@ def test_study_and_summarize(tmp_path, picture):
         assert done.returncode == 0 and "3 images done, 1 with an error; 24 rows" in done.stdout, done.stderr
     done = attnbootreg("summarize", "out", "--by", "category", "--by", "recipe", cwd=tmp_path)
     table, legend = done.stdout.split("\n\n")
+    status = attnbootreg("status", "out", cwd=tmp_path)
+    assert status.returncode == 0 and status.stdout.startswith("4 of 4 images done; not running"), status.stderr
+    plan = attnbootreg(*f"study cats --out plan {settings} --dry-run".split(), cwd=tmp_path)
+    assert plan.returncode == 0 and "4 images, 8 settings, 8 forward passes an image: 32 passes" in plan.stdout, plan.stderr
+    assert not (tmp_path / "plan").exists()
     assert done.returncode == 0 and len(table.splitlines()) == 2 + 8 and "D_lfdr_error" in table and "0 is best" in legend
     for wrong, says in (
         (["study", "cats", "--out", "out", "--n", "2"], "null.n is [1, 3] there and 2 here"),

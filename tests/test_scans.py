@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from attnbootreg import Study, load_image, load_study, regularize, run_study
 from attnbootreg.cli import app
 from attnbootreg.scans import AXES, is_scan, list_slices, load_scan, read_slice, save_nifti, slice_bytes
-from attnbootreg.study import list_sources
+from attnbootreg.sources import list_sources
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pickle
-import random
 import signal
 import subprocess
 import sys
@@ -20,10 +19,13 @@ import torch
 from PIL import Image
 
 from attnbootreg import (
-    RECIPES, Attention, Cuts, Engine, Noise, Null, Recipe, Score, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
-    load_vit, make_scenes, roi_percentile, run_study, shrink, significance, square_mask, summarize, suppression_factor, __version__,
+    RECIPES, Attention, Cuts, Engine, Noise, Null, Recipe, Score, Status, Study, attention_scores, coverage, diffuse_mask, inject_noise, load_image, load_study,
+    load_vit, make_scenes, plan_study, roi_percentile, run_study, shrink, significance, square_mask, study_status, summarize, suppression_factor,
+    __version__,
 )  # fmt: skip
+from attnbootreg import runs, store
 from attnbootreg import study as module
+from attnbootreg.sources import SCENES_SEED, Source, list_sources, read_source
 from attnbootreg.files import plain
 
 SMALL = Study(("square", "diffuse"), null=(1, 4), recipe=("calibrated", "released"))
@@ -44,7 +46,7 @@ def undisturbed(vit, tmp_path_factory):
 
 def test_a_row_is_what_the_functions_say(vit, undisturbed):
     row = undisturbed.query("image == 'scene 3' and noise == 'diffuse' and n_null == 4 and recipe == 'calibrated'").iloc[0]
-    scene = make_scenes(1, module.SCENES_SEED, start=3)
+    scene = make_scenes(1, SCENES_SEED, start=3)
     seed = int(np.random.SeedSequence([0, zlib.crc32(b"scene 3")]).generate_state(1)[0])
     mask = diffuse_mask(vit.img_size, seed=seed, avoid=scene.masks[0].numpy())
     x = inject_noise(load_image(scene.images[0], vit), mask, seed)
@@ -72,78 +74,137 @@ def test_patterns_reach_every_depth(vit, tmp_path, picture):
 
 
 SCRIPT = """
-import sys, torch
-from attnbootreg import Study, load_vit, run_study
+import os, signal, sys, torch
+from attnbootreg import Study, load_vit, run_study, store
 torch.set_num_threads(1)
-print("ready", flush=True)
-study = Study(("square", "diffuse"), null=(1, 4), recipe=("calibrated", "released"))
+study, write, parts = Study(("square", "diffuse"), null=(1, 4), recipe=("calibrated", "released")), store.Store.write_part, []
+
+def write_and_die(self, *part):
+    write(self, *part)
+    parts.append(part)
+    if len(parts) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store.Store.write_part = write_and_die
 run_study("scenes", load_vit(device="cpu"), sys.argv[1], study, limit=12, progress=False)
 """
 
 
-def test_killed_and_started_again(tmp_path, vit, undisturbed):
-    out, rng, kills = tmp_path / "study", random.Random(0), 0
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, out], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        try:
-            process.wait(rng.uniform(0.2, 1.2))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 2
-    before = (
-        {name for path in out.glob("image*.parquet") for name in pd.read_parquet(path, columns=["image"])["image"]}
-        if out.exists()
-        else set()
-    )
-    computed = []
-    original = module.study_image
-    module.study_image = lambda source, *rest: computed.append(source.name) or original(source, *rest)
-    try:
-        run_study("scenes", vit, out, SMALL, limit=12, progress=False)
-    finally:
-        module.study_image = original
+def computing(monkeypatch):
+    "Names of the images that are computed from now on."
+    computed, original = [], runs.study_image
+    monkeypatch.setattr(runs, "study_image", lambda source, *rest: computed.append(source.name) or original(source, *rest))
+    return computed
+
+
+def images_in(out):
+    return {name for names in store.Store(out).images() for name in names}
+
+
+def test_killed_and_started_again(tmp_path, vit, undisturbed, monkeypatch):
+    out = tmp_path / "study"
+    assert subprocess.run([sys.executable, "-c", SCRIPT, out]).returncode == -signal.SIGKILL
+    before, computed = images_in(out), computing(monkeypatch)
+    assert len(before) >= 3
+    run_study("scenes", vit, out, SMALL, limit=12, progress=False)
     assert not before & set(computed) and len(before) + len(computed) == 12  # nothing twice, nothing lost
     same(load_study(out), undisturbed, rtol=1e-4, atol=1e-4)  # one thread there, more here: rounding
 
 
-def test_killed_while_merging(tmp_path, vit, undisturbed, monkeypatch):
-    unlink = Path.unlink
-
-    def stop(self, missing_ok=False):
-        if self.name.startswith("image-"):
-            raise KeyboardInterrupt
-        unlink(self, missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_study("scenes", vit, tmp_path / "study", SMALL, limit=3, progress=False)
-    monkeypatch.undo()
-    twice = load_study(tmp_path / "study")  # merged and not yet removed
-    run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
-    assert len(twice) == 3 * 8
-    same(load_study(tmp_path / "study"), undisturbed)
-
-
 def test_a_full_disk_stops_clearly_and_the_resume_works(tmp_path, vit, undisturbed, monkeypatch):
-    original, written = module.pq.write_table, []
+    original, written = store.pq.write_table, []
 
     def full(table, file, **options):
-        if len(written) == 4:
+        if written:
             file.write(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(1)
         original(table, file, **options)
 
-    monkeypatch.setattr(module.pq, "write_table", full)
+    monkeypatch.setattr(store.pq, "write_table", full)
     with pytest.raises(OSError, match="could not be written.*free space"):
         run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
     monkeypatch.undo()
-    assert len(list((tmp_path / "study").glob("*.parquet"))) == 4 and not list((tmp_path / "study").glob(".*"))
+    assert len(list((tmp_path / "study").glob("*.parquet"))) == 1 and not list((tmp_path / "study").glob(".part*"))
     run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, progress=False)
-    same(load_study(tmp_path / "study"), undisturbed)
+    same(load_study(tmp_path / "study"), undisturbed, rtol=1e-5)
+
+
+def test_a_second_driver_is_refused(tmp_path, vit, monkeypatch):
+    original = runs.study_image
+
+    def meanwhile(source, *rest):
+        with pytest.raises(ValueError, match=f"out: process {os.getpid()} on .* is running the study"):
+            run_study("scenes", vit, tmp_path / "study", Study(null=1), limit=3, progress=False)
+        return original(source, *rest)
+
+    monkeypatch.setattr(runs, "study_image", meanwhile)
+    run_study("scenes", vit, tmp_path / "study", Study(null=1), limit=1, progress=False)
+    assert len(load_study(tmp_path / "study")) == 1 and not study_status(tmp_path / "study").running
+
+
+def test_a_lease_that_was_taken_stops_the_first(tmp_path, vit, monkeypatch):
+    "Behind a URL there is no lock: the later of two that began together goes on."
+    monkeypatch.setattr(store, "BEAT", 0.01)
+    place = store.Store("memory://taken")
+    with pytest.raises(ValueError, match="out: process 5 on elsewhere is running the study"), store.Lease(place) as lease:
+        place.write(
+            "run.json", lambda file: file.write(json.dumps({"id": "another", "pid": 5, "host": "elsewhere", "beat": 1e12}).encode())
+        )
+        lease._thread.join(60)
+        lease.tell(done=1)
+    assert store.read_run(place)["id"] == "another"
+    with pytest.raises(ValueError, match="process 5 on elsewhere"), store.Lease(place):
+        pass
+
+
+def test_a_plan_and_a_status(vit, tmp_path):
+    plan = plan_study("scenes", vit, Study(("square", "none"), null=(1, 3)), limit=1000, tried=2)
+    assert (plan.images, plan.settings, plan.passes) == (1000, 4, 2 * (1 + 3 * 16)) and plan.hours == 1000 * plan.seconds / 3600
+    assert "1,000 images, 4 settings, 98 forward passes an image: 98,000 passes" in str(plan)
+    status = Status(True, "process 5 on here", 30, 120, 0, 0.5, 0.9)
+    assert status.seconds_left == 180 and str(status).splitlines()[0] == "30 of 120 images done; run by process 5 on here"
+    assert replace(status, total=None).seconds_left is None and replace(status, running=False).seconds_left is None
+    with pytest.raises(FileNotFoundError, match="study: there is no study in"):
+        study_status(tmp_path)
+
+
+def stub(source, vit, study, *rest):
+    "A row of nothing."
+    return [dict(image=source.name, category="", error=None, score="", pi0=1.0)]
+
+
+def test_of_many_that_are_done_only_the_others_are_computed(tmp_path, vit, monkeypatch):
+    monkeypatch.setattr(runs, "study_image", stub)
+    names = [f"s3://bucket/{i:05}.png" for i in range(3000)]
+    for some in (names[:2000], names):
+        run_study(some, vit, tmp_path / "study", Study(null=1), progress=False)
+    assert images_in(tmp_path / "study") == set(names) and store.Store(tmp_path / "study").rows() == 3000
+    computed = computing(monkeypatch)
+    run_study(iter(names), vit, tmp_path / "study", Study(null=1), limit=2500, progress=False)
+    assert not computed and study_status(tmp_path / "study").done == 3000
+
+
+class Shaky(runs._Here):
+    "A worker that is lost after every third chunk, which it has written."
+
+    each = 3
+
+    def finished(self, future):
+        report = super().finished(future)
+        self.reports = getattr(self, "reports", 0) + 1
+        return None if self.reports % self.each == 0 else report
+
+
+def test_chunks_of_lost_workers_are_done_again_and_are_there_once(tmp_path, vit, monkeypatch):
+    monkeypatch.setattr(runs, "study_image", stub)
+    monkeypatch.setattr(runs, "_Here", Shaky)
+    monkeypatch.setattr(runs, "MOST", 10)
+    run_study([f"s3://bucket/{i:05}.png" for i in range(300)], vit, tmp_path / "study", Study(null=1), progress=False)
+    assert len(images_in(tmp_path / "study")) == store.Store(tmp_path / "study").rows() == 300
+    monkeypatch.setattr(Shaky, "each", 1)
+    with pytest.raises(RuntimeError, match="engine: 5 workers were lost at the images from 's3://bucket/00000.png'"):
+        run_study(["s3://bucket/00000.png"], vit, tmp_path / "other", Study(null=1), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +249,11 @@ def test_ways_to_name_images(vit, tmp_path, pictures):
             tmp_path / name,
             index=False,
         )
-        sources = module.list_sources(tmp_path / name)
+        sources = list_sources(tmp_path / name)
         assert [source.category for source in sources] == ["a", "b", "a"] and all(Path(source.path).is_file() for source in sources)
-    assert len(module.list_sources(str(pictures / "cats" / "?.png"))) == len(module.list_sources(files)) == 3
-    assert len(module.list_sources(pictures, limit=4)) == 4
-    assert {source.category for source in module.list_sources(pictures)} == {"cats", "dogs"}
+    assert len(list_sources(str(pictures / "cats" / "?.png"))) == len(list_sources(files)) == 3
+    assert len(list_sources(pictures, limit=4)) == 4
+    assert {source.category for source in list_sources(pictures)} == {"cats", "dogs"}
 
 
 def test_the_same_picture_gets_the_same_noise_however_it_is_named(vit, tmp_path, pictures):
@@ -211,12 +272,11 @@ def test_the_same_picture_gets_the_same_noise_however_it_is_named(vit, tmp_path,
     assert tables["folder"]["z_roi"].nunique() == 5
 
 
-def test_the_content_of_a_picture_makes_its_noise(vit, tmp_path, pictures):
-    source, copy = module.list_sources(pictures / "cats" / "0.png")[0], tmp_path / "other name.png"
-    copy.write_bytes((pictures / "cats" / "0.png").read_bytes())
-    other = module.list_sources(copy)[0]
-    assert other.name == "other name.png" and module._seed_of(source, 7) == module._seed_of(other, 7) != module._seed_of(source, 8)
-    assert module._seed_of(source, 7) != module._seed_of(module.list_sources(pictures / "cats" / "1.png")[0], 7)
+def test_the_pixels_of_a_picture_make_its_noise(vit, tmp_path, pictures):
+    source, copy = list_sources(pictures / "cats" / "0.png")[0], tmp_path / "other name.tiff"
+    Image.open(source.path).save(copy)
+    one, other, third = (read_source(list_sources(path)[0], vit) for path in (source.path, copy, pictures / "cats" / "1.png"))
+    assert one.seed(7) == other.seed(7) != one.seed(8) and one.seed(7) != third.seed(7)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +294,7 @@ def test_the_content_of_a_picture_makes_its_noise(vit, tmp_path, pictures):
 )
 def test_names_of_a_pattern_are_those_of_its_fixed_folder(pictures, monkeypatch, pattern, name, category):
     monkeypatch.chdir(pictures)
-    first = next(source for source in module.list_sources(pattern) if source.path.endswith("0.png"))
+    first = next(source for source in list_sources(pattern) if source.path.endswith("0.png"))
     assert (first.name, first.category) == (name or f"{pictures.name}/cats/0.png", category if name else f"{pictures.name}/cats")
 
 
@@ -308,7 +368,7 @@ def test_each_kind_of_null_images_is_drawn_once(vit, monkeypatch):
     study = Study(
         null=[Null(n=2), Null(n=5), Null(n=3, width=2), Null("pixel", n=2)], recipe=("calibrated", "paper"), cuts=(Cuts(), Cuts(p=0.1))
     )
-    assert len(module.study_image(module.Source("scene 0", "", ""), vit, study)) == len(study) == 4 * 2 * 2
+    assert len(module.study_image(Source("scene 0", "", ""), vit, study)) == len(study) == 4 * 2 * 2
     assert drawn == [Null(n=5, groups=1), Null(n=3, width=2, groups=1), Null("pixel", n=2, groups=1)]
 
 
@@ -430,7 +490,7 @@ def test_the_filter_counts_the_images_that_it_leaves(vit, tmp_path, undisturbed)
 @pytest.mark.parametrize("name", ["scenes", "nulls"])
 def test_stored_tables_are_read(root, name):
     table = pd.read_parquet(root / "nbs" / "tutorials" / "studies" / f"{name}.parquet")
-    assert set(table) <= set(module._schema().names) and set(module.KEY) <= set(table)
+    assert set(table) <= set(module.schema().names) and set(module.KEY) <= set(table)
     assert not table.duplicated(list(module.KEY)).any() and table[list(module.KEY)].notna().all().all()
     summary = summarize(table, z_filter=1)
     assert 0 < summary["images"].sum() < len(table) and summary["D_p"].dropna().between(0, 1).all()
@@ -458,21 +518,16 @@ def test_ray_gives_the_same_rows(cluster, vit, tmp_path, undisturbed):
 def test_a_worker_that_dies_is_replaced(cluster, vit, tmp_path, undisturbed, monkeypatch):
     import psutil
 
-    original, killed = module._write, []
+    original, killed = runs._Ray.finished, []
 
-    def write_and_kill(folder, table, kind):
-        original(folder, table, kind)
-        if not killed:
-            workers = [
-                p
-                for p in psutil.process_iter(["cmdline"])
-                if p.info["cmdline"] and p.info["cmdline"][0].startswith("ray::") and "Map" in p.info["cmdline"][0]
-            ]
-            killed.extend(workers[:1])
-            for process in killed:
-                process.kill()
+    def finished_and_kill(self, future):
+        report = original(self, future)
+        if not killed and isinstance(report, tuple):
+            killed.extend([p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Worker")][:1])
+            killed[0].kill()
+        return report
 
-    monkeypatch.setattr(module, "_write", write_and_kill)
+    monkeypatch.setattr(runs._Ray, "finished", finished_and_kill)
     run_study("scenes", vit, tmp_path / "study", SMALL, limit=12, engine=Engine("ray", workers=2), progress=False)
-    assert killed
+    assert killed and store.Store(tmp_path / "study").rows() == len(undisturbed)
     same(load_study(tmp_path / "study"), undisturbed, rtol=1e-4, atol=1e-4)

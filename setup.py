@@ -49,7 +49,15 @@ setup(
     ],
     packages=find_packages(include=["attnbootreg*"]),
     package_data={
-        "attnbootreg": ["weights/*.safetensors", "weights/parts/*.safetensors", "models.json", "explorer.js", "explorer.css", "py.typed"]
+        "attnbootreg": [
+            "weights/*.safetensors",
+            "weights/parts/*.safetensors",
+            "weights/banks/*.npz",
+            "models.json",
+            "explorer.js",
+            "explorer.css",
+            "py.typed",
+        ]
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

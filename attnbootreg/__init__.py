@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 # for editors; at run time a module is imported when the first of its names is used, so that the command line starts at once
 if TYPE_CHECKING:
     from attnbootreg.attention import Attention, attention_scores, upsample
+    from attnbootreg.bank import NullBank
     from attnbootreg.bootstrap import Null, NullScores, bootstrap_images
     from attnbootreg.compare import Comparison, active_heads, compare_studies, group_map
     from attnbootreg.faithful import TwoStage, masked_logits, two_stage
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "attention": "Attention attention_scores upsample",
+    "bank": "NullBank",
     "bootstrap": "Null NullScores bootstrap_images",
     "compare": "Comparison active_heads compare_studies group_map",
     "faithful": "TwoStage masked_logits two_stage",

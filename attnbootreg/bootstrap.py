@@ -196,10 +196,17 @@ class NullScores:
     joint : bool, default True
         Whether one draw is one null image; statements about regions and whole images need
         it.
+    error : float, default 0.0
+        Standard error of a null z near zero, where scores were predicted; that of z is
+        error * sqrt(1 + z^2 / 2).
+    source : str, default ""
+        How they came about, where a bank was asked: "predicted", or why null images were drawn.
     """
 
     values: np.ndarray
     joint: bool = True
+    error: float = 0.0
+    source: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -328,8 +335,16 @@ class Null:
         groups = self.groups or groups
         return replace(self, groups=groups, n=self.n or (n if groups == 1 else ROUNDS))
 
-    def check(self, vit: ViT) -> None:
-        "Raises `ValueError` if `keep` does not fit the model's grid."
+    def check(self, vit: ViT, score: ScoreMap | None = None) -> None:
+        """Raises `ValueError` if `keep` does not fit the model's grid.
+
+        Parameters
+        ----------
+        vit : ViT
+            The model, as `load_vit` gives it.
+        score : ScoreMap | None, default None
+            What is judged; null images that are drawn go with any.
+        """
         if self.keep is not None:
             check_patches(np.array(self.keep), vit.grid, "keep")
 

@@ -6,7 +6,7 @@
 __all__ = ['app', 'Kinds', 'Recipes', 'Standardizations', 'Noises', 'StudyNoises', 'Engines', 'Rules', 'Empty', 'Dtypes', 'Model',
            'Checkpoint', 'Pretrained', 'ImgSize', 'Device', 'Dtype', 'ScoreName', 'Layer', 'Heads', 'OF_THE_MODEL',
            'Query', 'Target', 'Window', 'Json', 'Quiet', 'NullKind', 'Number', 'Groups', 'NMax', 'Width', 'RecipeName',
-           'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND', 'Forms', 'Data', 'Form']
+           'Standardize', 'P', 'Q', 'Lfdr', 'Z', 'NoiseKind', 'LEGEND', 'banks', 'FIT_SEED', 'Forms', 'Data', 'Form']
 
 # %% ../nbs/39_cli.ipynb #bdb984a2
 import inspect
@@ -122,7 +122,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other progra
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 # %% ../nbs/39_cli.ipynb #7c0cc6ed
-NullKind = Annotated[Kinds, typer.Option("--null", help="How null images are made.", **_NULL)]
+def _kind(value: str) -> str:
+    "A kind of null images, or the file of a bank."
+    if value.endswith(".npz") or value in [one.value for one in Kinds]:
+        return value
+    raise typer.BadParameter(f"{value!r} is not one of {', '.join(Kinds)}, nor a bank's file that ends in .npz")
+
+
+_KINDS: dict[str, Any] = dict(parser=_kind, metavar="KIND|FILE.npz", **_NULL)
+_KINDS_HELP = (
+    f"How null images are made: {', '.join(Kinds)}; or the file of a bank, which needs none (scenes.npz is that of the model scenes)."
+)
+NullKind = Annotated[str, typer.Option("--null", help=_KINDS_HELP, **_KINDS)]
 Number = Annotated[
     str | None,
     typer.Option(
@@ -235,10 +246,26 @@ def _own_score(name: str) -> "ScoreMap":
 
 # %% ../nbs/39_cli.ipynb #a5539318
 def _null(kind: str, n: str | None, n_max: int | None, width: float | None, groups: int | None) -> "Null":
-    "The null images."
+    "The null images, or a bank."
     from attnbootreg.bootstrap import Null
 
+    if kind.endswith(".npz"):
+        return _bank(kind, n, n_max=n_max, width=width, groups=groups)
     return Null(kind, **_given(n=int(n) if n and n.isdigit() else n, n_max=n_max, width=width, groups=groups))
+
+
+def _bank(file: str, n: str | None, **others: float | None) -> Any:
+    "The bank in a file, with a number of draws. Raises `ValueError` for what only null images have."
+    from dataclasses import replace
+
+    from attnbootreg.bank import NullBank
+
+    for name, value in others.items():
+        if value is not None and (name, value) != ("groups", 1):
+            raise ValueError(f"{name}: a bank was fitted for whole null images of one width; leave it out")
+    if n == "auto":
+        raise ValueError("n: a bank's draws cost nothing; give a number instead of auto")
+    return replace(NullBank.load(file), **_given(n=int(n) if n and n.isdigit() else n))
 
 
 def _recipe(name: str, standardize: Standardizations | None) -> "Recipe":
@@ -396,7 +423,7 @@ def _regularize(
     heads: Heads = None,
     query: Query = None,
     target: Target = None,
-    null: NullKind = Kinds.normal,
+    null: NullKind = "normal",
     n: Number = None,
     groups: Groups = None,
     n_max: NMax = None,
@@ -425,7 +452,7 @@ def _regularize(
     try:
         seed = fresh_seed(seed)
         objects = (
-            _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query, target), _null(null, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         names, masks, gray = _names(images), _masks(mask, images), _window(window)
         _check_targets(out, names, [*images, *filter(None, masks)])
@@ -493,7 +520,7 @@ def _predict(
     heads: Heads = None,
     query: Query = None,
     target: Target = None,
-    null: NullKind = Kinds.normal,
+    null: NullKind = "normal",
     n: Number = None,
     groups: Groups = None,
     n_max: NMax = None,
@@ -518,7 +545,7 @@ def _predict(
     try:
         seed = fresh_seed(seed)
         objects = (
-            _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query, target), _null(null, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         names, stages = _names(images), dict(rule=rule.value, dilate=check_count(dilate, "dilate", 0), empty=empty.value)
         if figures and out is None:
@@ -645,7 +672,7 @@ def _simulate(
     heads: Heads = None,
     query: Query = None,
     target: Target = None,
-    null: NullKind = Kinds.normal,
+    null: NullKind = "normal",
     n: Number = None,
     groups: Groups = None,
     n_max: NMax = None,
@@ -671,7 +698,7 @@ def _simulate(
     try:
         where = Noise(noise.value, side)
         objects = (
-            _score(score, layer, heads, query, target), _null(null.value, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
+            _score(score, layer, heads, query, target), _null(null, n, n_max, width, groups), _recipe(recipe.value, standardize), _cuts(p, q, lfdr, z)
         )  # fmt: skip
         _check_targets(out, [_stem(image)], [image])
         vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
@@ -687,14 +714,14 @@ def _simulate(
     _tell_simulated(title, result, files, dict(on_noise=mask), as_json, quiet)
 
 # %% ../nbs/39_cli.ipynb #25afff25
-def _study_nulls(kinds: list[Kinds], widths: list[float] | None, numbers: list[str] | None, groups: list[int] | None) -> tuple["Null", ...]:
+def _study_nulls(kinds: list[str], widths: list[float] | None, numbers: list[str] | None, groups: list[int] | None) -> tuple["Null", ...]:
     "All kinds of null images; widths are those of the kind normal, where that is one of them."
-    normal = Kinds.normal in kinds
+    normal = "normal" in kinds
     nulls = [
-        _null(kind.value, n, None, width, group)
+        _null(kind, n, None, width, group)
         for kind in kinds
         for group in _each(groups)
-        for width in (_each(widths) if kind is Kinds.normal or not normal else [None])
+        for width in (_each(widths) if kind == "normal" or not normal else [None])
         for n in _each(numbers)
     ]
     return tuple(nulls)
@@ -727,7 +754,11 @@ def _study(
     heads: Heads = None,
     query: Query = None,
     target: Target = None,
-    null: Annotated[list[Kinds], typer.Option(help="How null images are made; may be repeated.", **_NULL)] = [Kinds.normal],
+    null: Annotated[list[str], typer.Option(help=f"{_KINDS_HELP} May be repeated.", **_KINDS)] = ["normal"],
+    fit: Annotated[
+        int | None,
+        typer.Option(help="Where the bank's file is not there yet: fit it first, to the moments of so many of the images.", **_NULL),
+    ] = None,
     n: Annotated[
         list[str] | None,
         typer.Option(
@@ -775,6 +806,12 @@ def _study(
     from attnbootreg.study import Engine, Study, run_study
 
     try:
+        vit: ViT | None = None
+        if fit is not None:
+            vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
+            _fit_missing(
+                [one for one in null if one.endswith(".npz")], images, vit, _score(score, layer, heads, query, target), fit, limit, quiet
+            )
         plan = Study(
             noise=tuple(Noise(kind.value) if kind.value == "none" else Noise(kind.value, one) for kind, one in product(noise, _each(side))),
             score=_score(score, layer, heads, query, target),
@@ -785,7 +822,7 @@ def _study(
             window=_window(window),
             predict=predict and predict.value,
         )
-        vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
+        vit = vit or load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
         run_study(images, vit, out, plan, limit, Engine(engine.value, workers, address), progress=not quiet)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         _stop(error, 2)
@@ -890,6 +927,134 @@ def _compare(
         _stop(error, 1)
     card = dict(compared=result.compared, files=files, table=json.loads(result.table.to_json(orient="records")))
     _tell("\n".join([repr(result), *(f"wrote {file}" for file in files)]), card, as_json, quiet)
+
+# %% ../nbs/39_cli.ipynb #95d06c36
+banks = typer.Typer(no_args_is_help=True, help="Null scores that are learned once: fit, check, info.")
+app.add_typer(banks, name="bank")
+FIT_SEED = 6_000_000  # of scenes that banks are fitted to: neither those of trainings nor of studies
+
+
+def _bank_pictures(images: str, limit: int | None, vit: "ViT", seed: int) -> list[Any]:
+    "Paths of pictures, or scenes."
+    from attnbootreg.scenes import make_scenes
+    from attnbootreg.study import list_sources
+
+    sources = list_sources(images, limit)
+    return [one.path for one in sources] if sources[0].path else list(make_scenes(len(sources), seed, size=vit.img_size[0]).images)
+
+
+def _fit_missing(files: list[str], images: str, vit: "ViT", score: "ScoreMap", fit: int, limit: int | None, quiet: bool) -> None:
+    "Fit the banks whose files are not there, to pictures spread evenly over a study."
+    from attnbootreg.bank import BANKS, NullBank
+
+    if not files:
+        raise ValueError("fit: there is no bank to fit; name its file, --null bank.npz")
+    for file in map(Path, files):
+        if not file.is_file() and not (BANKS / file.name).is_file():
+            pictures = _bank_pictures(images, fit if images == "scenes" else limit, vit, FIT_SEED)
+            chosen = pictures[:: max(1, len(pictures) // fit)][:fit]
+            NullBank.fit(chosen, vit, score, progress=not quiet).save(file)
+
+
+@banks.command("fit")
+def _bank_fit(
+    out: Annotated[Path, typer.Argument(help="The bank's file, which ends in .npz.", show_default=False)],
+    images: Annotated[str | None, typer.Option(help="Pictures like those that it is for: a folder, a pattern, a table, or scenes.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many pictures; scenes need it.")] = None,
+    points: Annotated[int, typer.Option(help="Moments at which null images are scored.")] = 512,
+    n: Annotated[int, typer.Option("--n", help="Null images at each.")] = 12,
+    model: Model = "scenes",
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    img_size: ImgSize = None,
+    score: ScoreName = None,
+    layer: Layer = None,
+    heads: Heads = None,
+    query: Query = None,
+    target: Target = None,
+    width: Width = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same bank.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    "Learn the null scores of a model once: as many passes as points times null images."
+    from attnbootreg.bank import NullBank
+    from attnbootreg.loading import load_vit
+
+    try:
+        vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
+        pictures = None if images is None else _bank_pictures(images, limit, vit, FIT_SEED)
+        how = _given(width=width)
+        bank = NullBank.fit(pictures, vit, _score(score, layer, heads, query, target), n, points, seed=seed, progress=not quiet, **how)
+        file = bank.save(out)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _stop(error, 2)
+    _tell(f"{bank} -> {file}", dict(), False, quiet)
+
+
+@banks.command("check")
+def _bank_check(
+    bank: Annotated[Path, typer.Argument(help="The bank's file.", show_default=False)],
+    images: Annotated[
+        str, typer.Argument(help="Pictures that it has not seen: a folder, a pattern, a table, or scenes.", show_default=False)
+    ],
+    limit: Annotated[int | None, typer.Option(help="At most so many pictures; scenes need it.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Null images of each picture.")] = 40,
+    model: Model = "scenes",
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    img_size: ImgSize = None,
+    score: ScoreName = None,
+    layer: Layer = None,
+    heads: Heads = None,
+    query: Query = None,
+    target: Target = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same null images.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    "Compare what a bank predicts with null images of pictures: rates of p, and for how many it would draw."
+    import pandas as pd
+
+    from attnbootreg.bank import NullBank, held_out
+    from attnbootreg.loading import load_vit
+
+    try:
+        vit = load_vit(model, checkpoint, _img_size(img_size), device, dtype and dtype.value, pretrained)
+        pictures = _bank_pictures(images, limit, vit, FIT_SEED + 1)
+        rows = pd.DataFrame(held_out(NullBank.load(bank), pictures, vit, _score(score, layer, heads, query, target), n, seed=seed))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _stop(error, 2)
+    drawn, rates = float(rows["drawn"].mean()), rows.drop(columns=["worth", "drawn"])
+    lines = [
+        f"{len(rows)} pictures, null images drawn for {drawn:.0%}; the prediction is worth {rows['worth'].median():.0f} null images (median)"
+    ]
+    lines += [f"p <= {alpha}: rate {rates[alpha].mean():.4f}, from picture to picture {rates[alpha].std():.4f}" for alpha in rates]
+    _tell("\n".join(lines), rows.to_dict("records"), as_json, quiet=False)
+
+
+@banks.command("info")
+def _bank_info(
+    bank: Annotated[Path, typer.Argument(help="The bank's file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    "Say what a bank is of, and how well each of its points is predicted from the others."
+    from attnbootreg.bank import NullBank, left_out
+
+    try:
+        found = NullBank.load(bank)
+    except (ValueError, OSError) as error:
+        _stop(error, 2)
+    errors, card = left_out(found), found.fitted.card
+    lines = [str(found), *(f"{name}: {value}" for name, value in card.items())]
+    for j, label in enumerate(card["maps"] or ["the map"]):
+        (level, spread), (said, said_spread) = errors["error"][j], errors["claimed"][j]
+        lines.append(
+            f"{label}: error of the null mean {level:.3f} null deviations ({said:.3f} claimed), of its log deviation {spread:.3f} ({said_spread:.3f})"
+        )
+    _tell("\n".join(lines), dict(card, errors={name: value.tolist() for name, value in errors.items()}), as_json, quiet=False)
 
 # %% ../nbs/39_cli.ipynb #5729d612
 @app.command("plan")

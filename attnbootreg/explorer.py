@@ -292,13 +292,20 @@ def score_run(
     Scored
     """
     score = with_heads(as_score(score, vit), vit)
-    null.check(vit)
+    null.check(vit, score)
     tested = null.tested(vit, picture.mask)
     done, total = 0, null.passes(vit, picture.mask)
     tell(done, total)
     observed = score_maps(score, vit, picture.x[None].to(vit.device)).cpu().numpy()
     labels = map_labels(score, vit, observed.shape[1]) if observed.ndim == 4 else ()
-    observed, parts = _maps_first(observed)[:, 0], []
+    observed, parts, source = _maps_first(observed)[:, 0], [], ""
+    bank: Any = null if hasattr(null, "predicted") else None  # which draws only what it cannot tell
+    if bank is not None:
+        known, source = bank.predicted(picture.x, vit, score, mask=picture.mask, seed=seed, batch_size=batch_size)
+        if known is not None:
+            values = known.values if known.values.ndim == 4 else known.values[None]
+            return Scored(picture.pixels, observed, replace(known, values=values), tested, labels)
+        null = bank.drawn
     draws = null.draws(picture.x, vit, score, mask=picture.mask, seed=seed, batch_size=batch_size)
     while done < total:
         if stop():
@@ -308,7 +315,7 @@ def score_run(
         done += passes
         tell(done, total)
     values = np.ascontiguousarray(_maps_first(np.concatenate(parts)))
-    null_scores = NullScores(values, joint=total == null.n)  # a null image for each draw
+    null_scores = NullScores(values, joint=total == null.n, source=source)  # a null image for each draw
     return Scored(picture.pixels, observed, null_scores, tested, labels)
 
 # %% ../nbs/36_explorer.ipynb #ff1b0997

@@ -9,7 +9,7 @@ __all__ = ['ENDINGS', 'AUTO_UNDECIDED', 'Regularized', 'check_not_source', 'judg
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 from zipfile import BadZipFile
@@ -82,7 +82,7 @@ class Regularized:
     @property
     def p_error(self) -> np.ndarray:
         "Monte Carlo standard errors of p, NaN where nothing was tested. Raises `ValueError` for a single null image."
-        return _over_maps(self.sig, lambda z, z0: p_errors(z, z0, self.sig.recipe))
+        return _over_maps(self.sig, lambda z, z0: p_errors(z, z0, self.sig.recipe, self.sig.error))
 
     @property
     def undecided(self) -> np.ndarray:
@@ -100,7 +100,7 @@ class Regularized:
         label = self.labels[j]  # raises IndexError beyond the last, so that a result can be looped over
         settings = {**self.settings, "maps": [], "map": label}
         maps = {name: map[j] for name, map in self.maps.items()}
-        return Regularized(self.image, self.scores[j], NullScores(self.null.values[j], self.null.joint), self.sig[j], maps, settings)
+        return Regularized(self.image, self.scores[j], replace(self.null, values=self.null.values[j]), self.sig[j], maps, settings)
 
     def plot(self) -> "Picture":
         "Image, scores, maps on one color scale, and histograms of z, p and lfdr; for several maps, a row of maps for each."
@@ -210,7 +210,7 @@ def _over_maps(sig: Significance, judge: Callable[[np.ndarray, np.ndarray], np.n
 
 
 def _undecided(sig: Significance, alpha: float) -> np.ndarray:
-    return _over_maps(sig, lambda z, z0: undecided(z, z0, alpha, recipe=sig.recipe), empty=False)
+    return _over_maps(sig, lambda z, z0: undecided(z, z0, alpha, recipe=sig.recipe, error=sig.error), empty=False)
 
 
 def _kept(map: np.ndarray, res: Regularized) -> float:
@@ -248,6 +248,7 @@ def _title(res: Regularized) -> str:
     kept = ", some patches kept" * (s["null"].get("keep") is not None)
     groups = s["null"].get("groups") or 1
     drawn = f"{B} draw{'s' * (B > 1)} in {groups} groups" if groups > 1 else f"{B} null image{'s' * (B > 1)}"
+    drawn = f"{B} null maps {res.null.source}" if res.null.source.startswith("predicted") else drawn
     nulls = f"{drawn} ({s['null'].get('kind', s['null']['type'])}{kept})"
     which = f", {s['map']}" if "map" in s else ""
     return f"{_short(s['image'])}: {_short(s['model']['name'])}{_score_title(s['score'])}{which}, recipe {res.sig.recipe.name}, {nulls}"
@@ -300,11 +301,15 @@ def _load(path: str | os.PathLike) -> Regularized:
         )
     recipe = Recipe(**{name: value for name, value in settings["recipe"].items() if name != "type"})
     numbers = {name: arrays[name] for name in _SIG}
+    null = NullScores(arrays["null"], bool(arrays["joint"]), settings.get("null_error", 0.0), settings.get("null_source", ""))
     sig = Significance(
-        **{**numbers, "pi0": float(arrays["pi0"]) if arrays["pi0"].ndim == 0 else arrays["pi0"]}, recipe=recipe, joint=bool(arrays["joint"])
+        **{**numbers, "pi0": float(arrays["pi0"]) if arrays["pi0"].ndim == 0 else arrays["pi0"]},
+        recipe=recipe,
+        joint=null.joint,
+        error=null.error,
     )
     maps = {name: arrays[f"map_{name}"] for name in METHODS}
-    return Regularized(arrays["image"], arrays["scores"], NullScores(arrays["null"], bool(arrays["joint"])), sig, maps, settings)
+    return Regularized(arrays["image"], arrays["scores"], null, sig, maps, settings)
 
 # %% ../nbs/23_method.ipynb #67ffe9bb
 def judge(
@@ -340,7 +345,8 @@ def judge(
     Regularized
     """
     sig = significance(scores, null, recipe, tested)
-    settings = plain({**settings, "recipe": sig.recipe, "cuts": cuts})
+    bank = {"null_source": null.source, "null_error": null.error} if null.source else {}  # what a bank did
+    settings = plain({**settings, **bank, "recipe": sig.recipe, "cuts": cuts})
     return Regularized(image, scores, null, sig, shrink_all(scores, sig, cuts), settings)
 
 
@@ -462,7 +468,7 @@ def regularize(
     score, null, recipe = as_score(score, vit), as_null(null), as_recipe(recipe)
     recipe = recipe.resolved(score.scale, score.signed)
     plan = _Plan(
-        vit, score, check_null(null, recipe, vit), recipe, check_cuts(cuts), check_flag(crop, "crop"), check_batch_size(batch_size)
+        vit, score, check_null(null, recipe, vit, score), recipe, check_cuts(cuts), check_flag(crop, "crop"), check_batch_size(batch_size)
     )
     seed = fresh_seed(seed)
     if not _is_many(image):
@@ -477,6 +483,7 @@ def check_null(
     null: Null,
     recipe: Recipe,
     vit: ViT,
+    score: ScoreMap | None = None,
 ) -> Null:
     """Raises `ValueError` if the null images go with neither the recipe nor the model.
 
@@ -488,13 +495,15 @@ def check_null(
         The statistical choices.
     vit : ViT
         The model, as `load_vit` gives it.
+    score : ScoreMap | None, default None
+        What is judged, which a bank must know.
 
     Returns
     -------
     Null
         With the recipe's groups and number where none is named.
     """
-    null.check(vit)
+    null.check(vit, score)
     null = null.resolved(recipe.n_null, recipe.groups)
     if recipe.standardize == "position" and isinstance(null.n, int) and null.n < MIN_NULL_IMAGES:
         raise ValueError(f"n: standardize='position' needs at least {MIN_NULL_IMAGES} draws, got {null.n}")

@@ -29,12 +29,12 @@ def _shares(z: np.ndarray, z0: np.ndarray, recipe: Recipe) -> np.ndarray:
     return np.stack([1 - np.searchsorted(np.sort(one, axis=None), z, "right" if recipe.strict else "left") / one.size for one in z0])
 
 
-def _checked(z: np.ndarray, z0: np.ndarray, recipe: Recipe | str) -> tuple[np.ndarray, np.ndarray, np.ndarray, Recipe]:
+def _checked(z: np.ndarray, z0: np.ndarray, recipe: Recipe | str, error: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, Recipe]:
     "z and null z on the scale on which larger is rarer, the standard error of z itself, and the recipe."
     z, z0, recipe = as_array(z, "z"), as_array(z0, "z0"), as_recipe(recipe).resolved()
     if len(z0) < 2 or z0.shape[1:] != z.shape:
         raise ValueError(f"z0: expected shape (B, {', '.join(map(str, z.shape))}) with B of at least 2 null images, got {z0.shape}")
-    own = _own_error(z, z0, recipe)
+    own = np.hypot(_own_error(z, z0, recipe), error * np.sqrt(1 + np.square(z) / 2))
     return (np.abs(z), np.abs(z0), own, recipe) if recipe.alternative == "two-sided" else (z, z0, own, recipe)
 
 
@@ -60,6 +60,7 @@ def p_errors(
     z: np.ndarray,
     z0: np.ndarray,
     recipe: Recipe | str = "conditional",
+    error: float = 0.0,
 ) -> np.ndarray:
     """Monte Carlo standard errors of the p-values, clustered by null image. Raises `ValueError` for a single null image.
 
@@ -71,13 +72,15 @@ def p_errors(
         Null z-scores, (B, h, w), B at least 2.
     recipe : Recipe | str, default "conditional"
         After which z and p were made.
+    error : float, default 0.0
+        That of `NullScores`, where null scores were predicted.
 
     Returns
     -------
     np.ndarray
         (h, w).
     """
-    z, z0, own, recipe = _checked(z, z0, recipe)
+    z, z0, own, recipe = _checked(z, z0, recipe, error)
     B, shares = len(z0), _shares(z, z0, recipe)
     moved = (_shares(z - own, z0, recipe).mean(0) - _shares(z + own, z0, recipe).mean(0)) / 2 if own.any() else 0
     errors = np.hypot(shares.std(0, ddof=1) / np.sqrt(B), moved)
@@ -89,6 +92,7 @@ def p_intervals(
     z0: np.ndarray,
     confidence: float = 0.99,
     recipe: Recipe | str = "conditional",
+    error: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intervals for the p-values that infinitely many null images would give (Korn and Graubard, 1998).
 
@@ -106,13 +110,15 @@ def p_intervals(
         Of each interval.
     recipe : Recipe | str, default "conditional"
         After which z and p were made.
+    error : float, default 0.0
+        That of `NullScores`, where null scores were predicted.
 
     Returns
     -------
     tuple[np.ndarray, np.ndarray]
         Lower and upper ends, (h, w).
     """
-    z, z0, own, recipe = _checked(z, z0, recipe)
+    z, z0, own, recipe = _checked(z, z0, recipe, error)
     own = t.ppf((1 + check_confidence(confidence)) / 2, len(z0) - 1) * own
     low, high = (_ends(_shares(z + sign * own, z0, recipe), z0.size, confidence)[end] for end, sign in ((0, 1), (1, -1)))
     return _with_observed(low, z, len(z0), recipe), _with_observed(high, z, len(z0), recipe)
@@ -139,6 +145,7 @@ def undecided(
     alpha: float,
     confidence: float = 0.99,
     recipe: Recipe | str = "conditional",
+    error: float = 0.0,
 ) -> np.ndarray:
     """Scores whose interval holds alpha: other null images might decide otherwise.
 
@@ -154,6 +161,8 @@ def undecided(
         Of each interval.
     recipe : Recipe | str, default "conditional"
         After which z and p were made.
+    error : float, default 0.0
+        That of `NullScores`, where null scores were predicted.
 
     Returns
     -------
@@ -161,7 +170,7 @@ def undecided(
         (h, w) bool.
     """
     check_share(alpha, "alpha")
-    low, high = p_intervals(z, z0, confidence, recipe)
+    low, high = p_intervals(z, z0, confidence, recipe, error)
     return (low < alpha) & (alpha < high)
 
 # %% ../nbs/19_precision.ipynb #6408f039

@@ -141,7 +141,7 @@ def sanity_check(
             for i, (picture, score) in enumerate(zip(pictures, of_pictures)):
                 how = recipe.resolved(score.scale, score.signed)
                 observed = _one_map(score, other, picture.x)
-                drawing, tested = check_null(null, how, vit), null.tested(vit, picture.mask)
+                drawing, tested = check_null(null, how, vit, score), null.tested(vit, picture.mask)
                 draws = drawing.scores(picture.x, other, score, mask=picture.mask, seed=seed + i, batch_size=sizes[name])
                 first = trained.setdefault((name, i), observed)
                 row = dict(correlation=_rank_correlation(first[tested], observed[tested]), significant=np.nan)

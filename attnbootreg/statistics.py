@@ -390,6 +390,8 @@ class Significance:
     joint : bool, default True
         Whether a draw of z0 is one null image; if not, nothing follows for whole regions and
         images.
+    error : float, default 0.0
+        That of `NullScores`: how sure a null z is that was predicted.
     """
 
     z: np.ndarray
@@ -400,6 +402,7 @@ class Significance:
     pi0: float | np.ndarray
     recipe: Recipe
     joint: bool = True
+    error: float = 0.0
 
     if TYPE_CHECKING:  # `__getitem__` is enough to loop over a batch
 
@@ -419,8 +422,8 @@ class Significance:
         "The i-th of a batch."
         if self.z.ndim == 2:
             raise IndexError(f"sig: this is the significance of a single map, there is no number {i}")
-        arrays = {field.name: getattr(self, field.name)[i] for field in fields(self) if field.name not in ("recipe", "joint")}
-        return Significance(**{**arrays, "pi0": float(arrays["pi0"])}, recipe=self.recipe, joint=self.joint)
+        arrays = {field.name: getattr(self, field.name)[i] for field in fields(self) if field.name not in ("recipe", "joint", "error")}
+        return Significance(**{**arrays, "pi0": float(arrays["pi0"])}, recipe=self.recipe, joint=self.joint, error=self.error)
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.z.shape))
@@ -454,20 +457,20 @@ def significance(
     -------
     Significance
     """
-    recipe, joint = as_recipe(recipe).resolved(), getattr(null, "joint", True)
+    recipe, told = as_recipe(recipe).resolved(), (getattr(null, "joint", True), getattr(null, "error", 0.0))
     scores, null = (as_array(values, name).astype(recipe.dtype) for values, name in ((scores, "scores"), (null, "null")))
     if mask is None:
-        return _judged(scores, null, recipe, joint)
+        return _judged(scores, null, recipe, *told)
     mask = check_patches(mask, scores.shape[-2:], "mask")
     if mask.all():
-        return _judged(scores, null, recipe, joint)
+        return _judged(scores, null, recipe, *told)
     if mask.sum() < 2:
         raise ValueError(f"mask: leaves {mask.sum()} patches to be tested; at least 2 are needed")
     if null.shape[-2:] != scores.shape[-2:]:
         raise ValueError(f"null: shape {null.shape} is not of the grid of the scores, {scores.shape}")
-    sig = _judged(scores[..., mask][..., None, :], null[..., mask][..., None, :], recipe, joint)  # a grid of one row
+    sig = _judged(scores[..., mask][..., None, :], null[..., mask][..., None, :], recipe, *told)  # a grid of one row
     arrays = {name: _on_grid(getattr(sig, name)[..., 0, :], mask) for name in ("z", "z0", "p", "q", "lfdr")}
-    return Significance(**arrays, pi0=sig.pi0, recipe=recipe, joint=joint)
+    return Significance(**arrays, pi0=sig.pi0, recipe=recipe, joint=sig.joint, error=sig.error)
 
 # %% ../nbs/18_statistics.ipynb #64619ede
 def _on_grid(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -477,20 +480,20 @@ def _on_grid(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return grid
 
 
-def _judged(scores: np.ndarray, null: np.ndarray, recipe: Recipe, joint: bool) -> Significance:
+def _judged(scores: np.ndarray, null: np.ndarray, recipe: Recipe, joint: bool, error: float) -> Significance:
     "The significance of one map or a batch, all of whose patches are tested."
     z, z0 = z_scores(scores, null, recipe.scale, recipe.standardize)  # type: ignore[arg-type]  # resolved
     if z.ndim == 2:
-        return _rates(z, z0, recipe, joint)
-    each = [_rates(*one, recipe, joint) for one in zip(z, z0)]
+        return _rates(z, z0, recipe, joint, error)
+    each = [_rates(*one, recipe, joint, error) for one in zip(z, z0)]
     stacked = {name: np.stack([getattr(one, name) for one in each]) for name in ("p", "q", "lfdr", "pi0")}
-    return Significance(z, z0, recipe=recipe, joint=joint, **stacked)
+    return Significance(z, z0, recipe=recipe, joint=joint, error=error, **stacked)
 
 
-def _rates(z: np.ndarray, z0: np.ndarray, recipe: Recipe, joint: bool) -> Significance:
+def _rates(z: np.ndarray, z0: np.ndarray, recipe: Recipe, joint: bool, error: float) -> Significance:
     "What follows from the z-scores of one map."
     p = p_values(z, z0, recipe.alternative, recipe.pool_observed, recipe.plus_one, recipe.strict)  # type: ignore[arg-type]  # resolved
     pi0 = estimate_pi0(p, recipe.pi0_method)
     lfdr_pi0 = pi0 if recipe.lfdr_pi0 is None else recipe.lfdr_pi0
     lfdr = _empirical(p, lfdr_pi0) if recipe.lfdr_null == "empirical" else _theoretical(z, lfdr_pi0)
-    return Significance(z, z0, p, q_values(p, pi0, recipe.q_method), lfdr, pi0, recipe, joint)
+    return Significance(z, z0, p, q_values(p, pi0, recipe.q_method), lfdr, pi0, recipe, joint, error)

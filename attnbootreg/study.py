@@ -181,13 +181,11 @@ def _as_noise(noise: Noise | str) -> Noise:
 def _as_null(null: Null | str | int | Bootstrap) -> Null:
     "A `Null` with a number or with the recipe's."
     null = as_null(null)
-    if not isinstance(null, Null):
-        raise TypeError(f"expected Null(...), the name of a kind, or a number of null images, got {type(null).__name__}")
     if null.n == "auto":
         raise ValueError("n='auto' takes another number for each image, and a study compares images at equal numbers; give some: (10, 50)")
     if null.keep is not None:
         raise ValueError("keep names patches of one image, and a study has many; leave it out")
-    return replace(null, n_max=Null.n_max)  # belongs to 'auto'
+    return replace(null, n_max=Null.n_max) if isinstance(null, Null) else null  # belongs to 'auto'
 
 # %% ../nbs/33_study.ipynb #0bf69926
 def _shown(settings: Any) -> str:
@@ -275,7 +273,8 @@ class Study:
             check_head(vit)
             can_drop(vit)
         for score in self.score:
-            as_score(score, vit)
+            for null in self.null:
+                null.check(vit, as_score(score, vit))
         for noise in self.noise:
             check_side(vit.img_size, noise.side)
 

@@ -823,6 +823,8 @@ def _score_code(score: ScoreMap) -> _Code:
 
 
 def _null_code(null: Null) -> _Code:
+    if not isinstance(null, Null):  # a bank
+        return _Code("explorer.null")
     named, imports = _changed_fields(null), _ours("Null")
     if not isinstance(null.kind, str):  # a function of somebody's
         line = _import_of(null.kind)

@@ -99,13 +99,13 @@ PAGES = {
         "Null images",
         "What a score is compared with: how null images are drawn and scored.",
         ("bootstrap", "bank"),
-        "from attnbootreg import Attention, Null, NullBank, NullScores, bootstrap_images, load_image, significance\n"
+        "from attnbootreg import (\n    Attention, Null, NullBank, NullScores, bootstrap_images, load_image,\n    significance,\n)\n"
         + SCENE
         + "\nx = load_image(scene.images[0], vit)",
         {
             "Null": 'null = Null("pixel", n=8, groups=16)\nregularize(scene.images[0], vit, null=null, seed=0)',
             "NullScores": "a0 = Null(n=4, groups=16).scores(x, vit, Attention(), seed=0)\na0.values.shape  # (4, 16, 16)\na0 = NullScores(a0.values, joint=False)  # scores of your own",
-            "NullBank": "bank = NullBank.load(vit)                     # of an embedded model; NullBank.fit makes others\nregularize(scene.images[0], vit, null=bank)  # one pass, no null images",
+            "NullBank": "bank = NullBank.load(vit)  # of an embedded model; NullBank.fit makes others\nregularize(scene.images[0], vit, null=bank)  # one pass, no null images",
             "bootstrap_images": 'bootstrap_images(x, 3, "phase", seed=0)  # (3, 3, 128, 128)',
         },
     ),

@@ -373,7 +373,7 @@ def test_nbdev_leaves_the_readme_alone():
 
 def test_reference_pages_have_tables(site):
     "Below each exported function stands a table of its parameters, not a signature with comments."
-    text = site.find("23_method.ipynb").text
+    text = site.find("24_method.ipynb").text
     assert "| `image` |" in text or "| `image`" in text
     assert not re.search(r"^def regularize\(", text, re.M)
 
@@ -397,8 +397,8 @@ def notebook(source, **output):
 BROKEN = [
     (check_front_matter, "x.qmd", "---\ntitle: A\ndescription: ''\n---\nText.", "no description"),
     (check_links, "x.qmd", "[a](nowhere.ipynb)", "no such page"),
-    (check_links, "tutorials/x.qmd", "[a](23_method.ipynb)", "no such page"),
-    (check_links, "x.qmd", "[a](23_method.ipynb#nothing)", "no such heading"),
+    (check_links, "tutorials/x.qmd", "[a](24_method.ipynb)", "no such page"),
+    (check_links, "x.qmd", "[a](24_method.ipynb#nothing)", "no such heading"),
     (check_links, "x.qmd", f"[`a`]({HOST}method.html#nothing)", "no such heading"),
     (check_links, "x.qmd", f"[a]({SOURCE}nothing.py)", "no such file"),
     (check_pictures, "x.qmd", "![](images/card.png)", "no alt"),
@@ -426,7 +426,7 @@ def test_checks_can_fail(site, check, name, content, expected):
 
 
 def test_checks_can_pass(site):
-    text = "---\ntitle: A\ndescription: B\n---\n```sh\n# $no heading\n```\n\n## A `b`, π₀!\n\n[x](#a-b-π₀) [`r`](23_method.ipynb#regularize) `$x` costs \\$5, $a_{i}$\n\n$$\n\\left(x\\right)\n$$"
+    text = "---\ntitle: A\ndescription: B\n---\n```sh\n# $no heading\n```\n\n## A `b`, π₀!\n\n[x](#a-b-π₀) [`r`](24_method.ipynb#regularize) `$x` costs \\$5, $a_{i}$\n\n$$\n\\left(x\\right)\n$$"
     page = parse("x.qmd", text)
     site_and_page = Site.__new__(Site)
     site_and_page.folder, site_and_page.pages = site.folder, [*site.pages, page]

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "nbs" / "images" / "gallery"
 WIDTH, COLORS = 480, 128  # of a picture: pixels, and colors of its palette
 EACH = {  # how many pictures of a page, at most, in the order of the gallery
-    "index": 2, "tutorials/quickstart": 3, "tutorials/photographs": 3, "tutorials/medical": 3, "21_plots": 2,
-    "22_regions": 2, "tutorials/beside": 1, "tutorials/maps": 2, "tutorials/faithful": 2, "tutorials/nulls": 2,
+    "index": 2, "tutorials/quickstart": 3, "tutorials/photographs": 3, "tutorials/medical": 3, "22_plots": 2,
+    "23_regions": 2, "tutorials/beside": 1, "tutorials/maps": 2, "tutorials/faithful": 2, "tutorials/nulls": 2,
     "tutorials/hyperparameters": 2, "tutorials/meaning": 2, "tutorials/choosing": 2, "tutorials/calibration": 1,
-    "tutorials/paper_figures": 3, "29_scenes": 1, "34_compare": 1, "14_relevance": 1, "tutorials/own_model": 1,
+    "tutorials/paper_figures": 3, "30_scenes": 1, "38_compare": 1, "14_relevance": 1, "tutorials/own_model": 1,
 }  # fmt: skip
 
 

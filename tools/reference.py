@@ -375,7 +375,7 @@ def write_commands() -> str:
     ]
     parts.append("<!-- written by tools/reference.py -->")
     parts.append(
-        "[Command line](../39_cli.ipynb) shows the commands in use. `attnbootreg --install-completion` lets your shell complete them."
+        "[Command line](../43_cli.ipynb) shows the commands in use. `attnbootreg --install-completion` lets your shell complete them."
     )
     for name, text in commands().items():
         lines = [line.rstrip() for line in text.splitlines()]

@@ -17,6 +17,7 @@ test: lint                          ## rules and types, then every notebook, the
 lint: $(VENV)/dev.stamp             ## what can be seen without running anything; pyproject.toml says which rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python tools/format.py --check
 	$(BIN)/mypy
 
 bench: $(VENV)/demo.stamp           ## time and memory beside a naive pipeline and plain forward passes; a quarter of an hour

@@ -260,8 +260,7 @@ def test_widths_of_module_pages(site):
     "Strings and tables of cases that nothing can fold: few, and no more than there were."
     modules = [page for page in site.pages if page.name[:2].isdigit()]
     complaints = [f"{page.name}: {complaint}" for page in modules for complaint in check_widths(page, site)]
-    narrow = '"nbs/[0-9]*.ipynb"' in (ROOT / "pyproject.toml").read_text()  # tools/format.py lays these pages out
-    assert len(complaints) <= (110 if narrow else 1000), "\n".join(complaints)
+    assert len(complaints) <= 110, "\n".join(complaints)
 
 
 def listed(contents):

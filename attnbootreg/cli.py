@@ -799,7 +799,7 @@ def _study(
     limit: Annotated[int | None, typer.Option(help="At most so many images; scenes need it.")] = None,
     engine: Annotated[Engines, typer.Option(help="This process, or Ray.")] = Engines.local,
     workers: Annotated[int, typer.Option(help="For Ray: how many, each with a model.")] = 2,
-    address: Annotated[str | None, typer.Option(help="For Ray: of a cluster.")] = None,
+    address: Annotated[str | None, typer.Option(help="For Ray: of a cluster, auto for the one that runs here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute eight images, write nothing, and say what all of them take.")] = False,
     device: Device = "auto",
     dtype: Dtype = None,

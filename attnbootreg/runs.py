@@ -127,8 +127,8 @@ class Engine:
         For "ray": how many, each with a model and one core, or a GPU if the model is on one;
         more workers than GPUs share them.
     address : str | None, default None
-        For "ray": of a cluster; None takes the one that runs, or starts Ray on this
-        machine.
+        For "ray": of a cluster, "auto" for the one that runs on this machine. None takes what
+        RAY_ADDRESS names, or starts Ray here for this study alone.
     """
 
     kind: str = "local"
@@ -183,8 +183,9 @@ class _Ray:
         self.ray, self.workers = need("ray", "ray"), engine.workers
         self.ours = not self.ray.is_initialized()
         if self.ours:
-            own = {} if engine.address else dict(include_dashboard=False, num_cpus=max(engine.workers, os.cpu_count() or 1))
-            self.ray.init(engine.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            where = engine.address or os.environ.get("RAY_ADDRESS") or "local"  # never a cluster that somebody else left running
+            own = dict(include_dashboard=False, num_cpus=max(engine.workers, os.cpu_count() or 1)) if where == "local" else {}
+            self.ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **own)
         gpus = self.ray.cluster_resources().get("GPU", 0) if vit.device.type == "cuda" else 0
         share = min(1, gpus / engine.workers) if gpus else int(vit.device.type == "cuda")
         self.make = self.ray.remote(Worker).options(num_cpus=1, num_gpus=share, max_concurrency=DEPTH)

@@ -24,7 +24,7 @@ import pandas as pd
 from torch import Tensor
 
 from .checks import check_count, check_image, need, one_line
-from .images import load_hashed
+from .images import load_hashed, load_image
 from .layouts import ViT
 from .scans import is_scan, list_slices, read_slice, slice_bytes
 from .scenes import CLASSES, make_scenes
@@ -406,7 +406,7 @@ def read_source(
     """
     if not source.path:
         scene = make_scenes(1, SCENES_SEED, size=vit.img_size[0], start=int(source.name.split()[1]))
-        x, content = load_hashed(scene.images[0], vit)[0], zlib.crc32(source.name.encode())
+        x, content = load_image(scene.images[0], vit), zlib.crc32(source.name.encode())
         return Opened(x, CLASSES[scene.labels[0]], scene.masks[0].numpy(), content)
     category, at = source.category, source.path
     try:
